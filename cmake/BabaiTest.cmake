@@ -1,0 +1,11 @@
+# babai_test(NAME SOURCES a.cc LIBS babai::x [LABELS gpu])
+# One GoogleTest program and one ctest entry, named folder.name.
+function(babai_test NAME)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS;LABELS" ${ARGN})
+  add_executable(${NAME} ${ARG_SOURCES})
+  target_link_libraries(${NAME} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest GTest::gtest_main babai::warnings)
+  target_include_directories(${NAME} PRIVATE ${PROJECT_SOURCE_DIR})
+  set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${NAME} COMMAND ${NAME})
+  set_tests_properties(${NAME} PROPERTIES TIMEOUT 600 LABELS "${ARG_LABELS}" SKIP_REGULAR_EXPRESSION "ALL TESTS SKIPPED")
+endfunction()

@@ -1,0 +1,16 @@
+# Every outside package is found here, once. README.md gives the reason for each.
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(GTest REQUIRED)
+
+if(NOT BABAI_KERNELS_ONLY)
+  find_package(Protobuf REQUIRED)
+  find_package(gRPC CONFIG REQUIRED)
+  find_package(prometheus-cpp CONFIG REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+  find_package(SQLite3 REQUIRED)
+  find_package(OpenSSL REQUIRED)
+  find_package(CLI11 REQUIRED)
+  include(Torch)
+endif()
+find_package(benchmark QUIET)
