@@ -1,0 +1,36 @@
+// Where a model comes from. A ModelUri can only be made by its parser, and a local path only by
+// ResolveLocal(), so no second code path can skip the checks.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace babai {
+
+class ModelUri {
+ public:
+  // "file:///abs/path" or "file:///abs/model.gguf"; also a plain absolute path. Other schemes are
+  // refused with UNSUPPORTED (https, hf, s3: not in this release) or INVALID_URI (malformed, a host,
+  // percent-encoded dots, NUL or control characters, "..", over 4096 bytes).
+  static absl::StatusOr<ModelUri> Parse(std::string_view text);
+
+  const std::string& text() const { return text_; }               // normalised
+  const std::filesystem::path& path() const { return path_; }     // absolute, lexically normal
+
+ private:
+  ModelUri() = default;
+  std::string text_;
+  std::filesystem::path path_;
+};
+
+// The real path behind `uri`, proven to lie under one of `roots` after every symbolic link is
+// followed (so a link out of the root is refused). PermissionDenied SOURCE_NOT_ALLOWED: outside every
+// root; NotFound SOURCE_NOT_FOUND. Messages show the caller's own URI, never a resolved server path.
+absl::StatusOr<std::filesystem::path> ResolveLocal(const ModelUri& uri,
+                                                   const std::vector<std::filesystem::path>& roots);
+
+}  // namespace babai
