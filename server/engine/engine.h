@@ -1,4 +1,5 @@
-// Serving: loaded models, a bounded queue and a loop a model that batches its sequences continuously.
+// Serving: loaded models, a bounded queue and a loop a model that batches its sequences
+// continuously.
 #pragma once
 
 #include <atomic>
@@ -20,13 +21,13 @@ namespace babai {
 
 struct GenerateRequest {
   std::string model;
-  std::vector<int32_t> prompt;            // never empty; the caller tokenized it
+  std::vector<int32_t> prompt;  // never empty; the caller tokenized it
   SamplingParams sampling;
-  int64_t max_tokens = 0;                 // 0 = as much as the context holds
-  std::vector<std::string> stop;          // stop strings, at most 16 of 64 bytes
+  int64_t max_tokens = 0;         // 0 = as much as the context holds
+  std::vector<std::string> stop;  // stop strings, at most 16 of 64 bytes
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  bool include_stop = false;              // keep the stop string in the text
+  bool include_stop = false;  // keep the stop string in the text
   bool skip_special_tokens = true;
   bool logprobs = false;
   absl::Time deadline = absl::InfiniteFuture();
@@ -36,13 +37,13 @@ enum class FinishReason { kEos, kStopString, kStopToken, kLength, kCancelled, kE
 std::string_view FinishReasonName(FinishReason reason);  // "eos", "stop_string", ...
 
 struct Delta {
-  std::string text;                // may be empty: characters not complete yet
+  std::string text;  // may be empty: characters not complete yet
   std::vector<int32_t> token_ids;
-  std::vector<float> logprobs;     // as asked
+  std::vector<float> logprobs;  // as asked
 };
 
 struct Finish {
-  absl::Status status;             // not OK: the stream ends with this error
+  absl::Status status;  // not OK: the stream ends with this error
   FinishReason reason = FinishReason::kEos;
   std::string matched_stop;
   int64_t prompt_tokens = 0, completion_tokens = 0;
@@ -92,37 +93,40 @@ struct EngineStats {
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void OnFirstToken(std::string_view model, absl::Duration since_arrival, absl::Duration queued) {}
+  virtual void OnFirstToken(std::string_view model, absl::Duration since_arrival,
+                            absl::Duration queued) {}
   virtual void OnInterToken(std::string_view model, absl::Duration gap) {}
-  virtual void OnFinished(std::string_view model, const Finish& finish, absl::Duration end_to_end) {}
+  virtual void OnFinished(std::string_view model, const Finish& finish, absl::Duration end_to_end) {
+  }
   virtual void OnLoaded(std::string_view model, absl::Duration took, bool ok) {}
 };
 
 struct EngineOptions {
-  int threads = 0;                         // 0 = all
-  int64_t max_queue = 256;                 // waiting requests a model; more: RESOURCE_EXHAUSTED QUEUE_FULL
-  int64_t max_sequences = 32;              // running sequences a model
-  int64_t memory_limit_bytes = 0;          // weights and KV of all loaded models; 0 = 80 % of memory
-  int64_t kv_bytes_per_model = 0;          // 0 = min(1 GiB, a context of max_positions for 8 sequences)
-  int64_t max_context = 0;                 // 0 = the model's own
-  int64_t prefill_chunk = 256;             // prompt tokens a step at most
+  int threads = 0;                 // 0 = all
+  int64_t max_queue = 256;         // waiting requests a model; more: RESOURCE_EXHAUSTED QUEUE_FULL
+  int64_t max_sequences = 32;      // running sequences a model
+  int64_t memory_limit_bytes = 0;  // weights and KV of all loaded models; 0 = 80 % of memory
+  int64_t kv_bytes_per_model = 0;  // 0 = min(1 GiB, a context of max_positions for 8 sequences)
+  int64_t max_context = 0;         // 0 = the model's own
+  int64_t prefill_chunk = 256;     // prompt tokens a step at most
   absl::Duration park_limit = absl::Seconds(10);  // a parked sequence then ends with SLOW_READER
 };
 
 struct EvaluateRequest {
   std::string model;
-  std::string reference;                   // empty = none
-  std::vector<int32_t> tokens;             // the whole text, tokenized without special tokens
-  int64_t context = 1024;                  // window length C; C - 1 predictions a window
-  int64_t max_windows = 0;                 // 0 = all full windows
+  std::string reference;        // empty = none
+  std::vector<int32_t> tokens;  // the whole text, tokenized without special tokens
+  int64_t context = 1024;       // window length C; C - 1 predictions a window
+  int64_t max_windows = 0;      // 0 = all full windows
   Numerics numerics = Numerics::kReference;
 };
 
 struct EvaluateResult {
   double perplexity = 0, mean_nll = 0;
-  int64_t windows = 0, tokens = 0;         // tokens = predictions scored
+  int64_t windows = 0, tokens = 0;  // tokens = predictions scored
   bool has_reference = false;
-  double reference_perplexity = 0, mean_kl = 0, kl_p99 = 0, kl_p999 = 0, kl_max = 0, top1_agreement = 0;
+  double reference_perplexity = 0, mean_kl = 0, kl_p99 = 0, kl_p999 = 0, kl_max = 0,
+         top1_agreement = 0;
 };
 
 // Thread-safe.
@@ -132,11 +136,12 @@ class Engine {
                                                         EngineObserver* observer);
   virtual ~Engine() = default;
 
-  // Loads if needed (LRU models that are idle and not pinned make room). A loaded model is returned at
-  // once; concurrent calls for one model share one load.
-  // NotFound MODEL_NOT_FOUND; ResourceExhausted OUT_OF_MEMORY with bytes needed and free.
+  // Loads if needed (LRU models that are idle and not pinned make room). A loaded model is returned
+  // at once; concurrent calls for one model share one load. NotFound MODEL_NOT_FOUND;
+  // ResourceExhausted OUT_OF_MEMORY with bytes needed and free.
   virtual absl::Status Load(std::string_view name) = 0;
-  virtual absl::Status Unload(std::string_view name) = 0;  // FailedPrecondition MODEL_BUSY while sequences run
+  virtual absl::Status Unload(
+      std::string_view name) = 0;  // FailedPrecondition MODEL_BUSY while sequences run
   virtual absl::Status SetPinned(std::string_view name, bool pinned) = 0;
   virtual ModelStatus Status(std::string_view name) const = 0;
   virtual std::vector<ModelStatus> Loaded() const = 0;
@@ -146,18 +151,21 @@ class Engine {
   virtual absl::StatusOr<ModelConfig> ConfigOf(std::string_view name) = 0;
 
   // Loads the model if needed, checks the request and queues it.
-  // InvalidArgument names the field; CONTEXT_TOO_LONG with the numbers; ResourceExhausted QUEUE_FULL.
-  virtual absl::StatusOr<std::shared_ptr<GenerateHandle>> Generate(GenerateRequest request,
-                                                                   std::shared_ptr<GenerateSink> sink) = 0;
+  // InvalidArgument names the field; CONTEXT_TOO_LONG with the numbers; ResourceExhausted
+  // QUEUE_FULL.
+  virtual absl::StatusOr<std::shared_ptr<GenerateHandle>> Generate(
+      GenerateRequest request, std::shared_ptr<GenerateSink> sink) = 0;
 
-  // Runs on the caller's thread with a runner of its own. `progress` (may be null) gets 0..1; `stop` is polled.
+  // Runs on the caller's thread with a runner of its own. `progress` (may be null) gets 0..1;
+  // `stop` is polled.
   virtual absl::StatusOr<EvaluateResult> Evaluate(const EvaluateRequest& request,
                                                   const std::function<void(double)>& progress,
                                                   const std::function<bool()>& stop) = 0;
 
   virtual std::vector<EngineStats> Stats() const = 0;
 
-  // Stops admitting; running sequences may end until `deadline`, then they finish as kCancelled with DRAINING.
+  // Stops admitting; running sequences may end until `deadline`, then they finish as kCancelled
+  // with DRAINING.
   virtual void Drain(absl::Time deadline) = 0;
 };
 

@@ -1,6 +1,6 @@
-// One forward step for a batch of sequences over a paged KV cache. The contract is made for continuous
-// batching and CUDA graphs: flat token arrays, block tables, no per-step allocation; every backend
-// implements it. Prefill chunks and decode steps are the same call.
+// One forward step for a batch of sequences over a paged KV cache. The contract is made for
+// continuous batching and CUDA graphs: flat token arrays, block tables, no per-step allocation;
+// every backend implements it. Prefill chunks and decode steps are the same call.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,14 @@
 namespace babai {
 
 struct StepBatch {
-  absl::Span<const int32_t> tokens;         // [t] new tokens, sequence after sequence
-  absl::Span<const int32_t> positions;      // [t] their positions
-  absl::Span<const int32_t> sequence_begin; // [s + 1] ranges of `tokens`
-  absl::Span<const int32_t> context_length; // [s] tokens in the KV cache after this step
-  absl::Span<const int32_t> block_tables;   // [s, max_blocks] physical KV block of each logical block
+  absl::Span<const int32_t> tokens;          // [t] new tokens, sequence after sequence
+  absl::Span<const int32_t> positions;       // [t] their positions
+  absl::Span<const int32_t> sequence_begin;  // [s + 1] ranges of `tokens`
+  absl::Span<const int32_t> context_length;  // [s] tokens in the KV cache after this step
+  absl::Span<const int32_t>
+      block_tables;  // [s, max_blocks] physical KV block of each logical block
   int32_t max_blocks = 0;
-  absl::Span<const int32_t> logits_rows;    // indices into `tokens` whose logits are wanted
+  absl::Span<const int32_t> logits_rows;  // indices into `tokens` whose logits are wanted
 };
 
 // Numerics of a packed linear. kServing: int8 activations, the integer kernels. kReference: fp32
@@ -35,7 +36,7 @@ struct RunnerOptions {
   int64_t block_size = 16;        // tokens a block
   int64_t max_step_tokens = 512;  // upper limit of StepBatch::tokens
   int64_t max_sequences = 64;
-  DType kv_dtype = DType::kF16;   // kF16 or kF32
+  DType kv_dtype = DType::kF16;  // kF16 or kF32
   Numerics numerics = Numerics::kServing;
 };
 
@@ -63,10 +64,13 @@ struct MemoryPlan {
 };
 absl::StatusOr<MemoryPlan> PlanMemory(const PackedModel& model, const RunnerOptions& options);
 
-// CPU runner of a packed model, or of a checkpoint as it is (self-calibration). The pool must outlive it.
+// CPU runner of a packed model, or of a checkpoint as it is (self-calibration). The pool must
+// outlive it.
 absl::StatusOr<std::unique_ptr<Runner>> MakeCpuRunner(std::shared_ptr<const PackedModel> model,
-                                                      const RunnerOptions& options, ThreadPool& pool);
+                                                      const RunnerOptions& options,
+                                                      ThreadPool& pool);
 absl::StatusOr<std::unique_ptr<Runner>> MakeCpuRunner(const Checkpoint& checkpoint,
-                                                      const RunnerOptions& options, ThreadPool& pool);
+                                                      const RunnerOptions& options,
+                                                      ThreadPool& pool);
 
 }  // namespace babai
