@@ -3,6 +3,7 @@
 // they can not disagree about a family. In the order of a forward pass, with x [tokens, hidden] the
 // residual stream:
 //
+//   RotaryAngles::Set(positions)       once for all blocks
 //   x = embedding rows                 FinishEmbedding(x)            scale, learned positions
 //   each block:
 //     h = NormRows(attn_norm, x)
@@ -26,6 +27,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cpu/thread_pool.h"
@@ -94,12 +96,33 @@ struct QkvRows {
   float* q = nullptr;  // [tokens, q_rows()]
   float* k = nullptr;  // [tokens, kv_rows()]
   float* v = nullptr;  // [tokens, kv_rows()]
-  int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  int64_t q_stride = 0, kv_stride = 0;
 };
 
-// Adds the biases, norms each head of q and k, turns q and k by RoPE (of layer `block`), in place.
+// cos and sin of every position, for each of the model's ropes; the same for all blocks of a step.
+class RotaryAngles {
+ public:
+  explicit RotaryAngles(const ModelConfig& config);
+  // Allocates only when there are more positions than ever before.
+  void Set(absl::Span<const int32_t> positions);
+  int64_t tokens() const { return tokens_; }
+
+ private:
+  friend void FinishQkv(const ModelConfig&, int64_t, const BlockParams&, const RotaryAngles&,
+                        const QkvRows&, ThreadPool&);
+  struct Table {
+    std::vector<double> inv_freq;
+    double scale = 1;
+    std::vector<float> cos, sin;  // [tokens, inv_freq.size()]
+  };
+  std::vector<Table> tables_;
+  int64_t tokens_ = 0;
+};
+
+// Adds the biases, norms each head of q and k, turns q and k by the rope of layer `block`, in
+// place. Rows are those of the positions last Set().
 void FinishQkv(const ModelConfig& config, int64_t block, const BlockParams& params,
-               absl::Span<const int32_t> positions, const QkvRows& rows, ThreadPool& pool);
+               const RotaryAngles& angles, const QkvRows& rows, ThreadPool& pool);
 
 // out [tokens, q_rows()] = causal attention of one whole sequence that starts at position 0, with
 // the layer's sliding window, scale and softcap. Rows as FinishQkv() left them.
@@ -107,10 +130,10 @@ void CausalAttention(const ModelConfig& config, int64_t block, const QkvRows& ro
                      float* out, ThreadPool& pool);
 
 // out[t] = act(gate[t] + gate_bias) * (up[t] + up_bias), or act(up[t] + up_bias) for a model
-// without gate (then `gate` is not read). Rows of intermediate floats; out is contiguous and may
-// not overlap.
-void Activate(const ModelConfig& config, const BlockParams& params, const float* gate,
-              int64_t gate_stride, const float* up, int64_t up_stride, int64_t tokens, float* out,
+// without gate (then `gate` is not read). Rows of intermediate floats; gate and up may be
+// overwritten; out is contiguous and may be gate or up where that is contiguous too.
+void Activate(const ModelConfig& config, const BlockParams& params, float* gate,
+              int64_t gate_stride, float* up, int64_t up_stride, int64_t tokens, float* out,
               ThreadPool& pool);
 
 // x[t] += post(y[t] + bias) over rows of hidden floats, where `post` is the identity if it has no
