@@ -125,9 +125,10 @@ void FinishQkv(const ModelConfig& config, int64_t block, const BlockParams& para
                const RotaryAngles& angles, const QkvRows& rows, ThreadPool& pool);
 
 // out [tokens, q_rows()] = causal attention of one whole sequence that starts at position 0, with
-// the layer's sliding window, scale and softcap. Rows as FinishQkv() left them.
-void CausalAttention(const ModelConfig& config, int64_t block, const QkvRows& rows, int64_t tokens,
-                     float* out, ThreadPool& pool);
+// the layer's sliding window, scale and softcap. Rows as FinishQkv() left them. Allocates a cache
+// of its own. ResourceExhausted OUT_OF_MEMORY: no memory for it.
+absl::Status CausalAttention(const ModelConfig& config, int64_t block, const QkvRows& rows,
+                             int64_t tokens, float* out, ThreadPool& pool);
 
 // out[t] = act(gate[t] + gate_bias) * (up[t] + up_bias), or act(up[t] + up_bias) for a model
 // without gate (then `gate` is not read). Rows of intermediate floats; gate and up may be
