@@ -1,5 +1,5 @@
-// A recipe: how a model is to be quantized, as a value. Presets are values with a name; every method
-// is a combination of stages (DESIGN: S1 transform .. S8 post), not a class.
+// A recipe: how a model is to be quantized, as a value. Presets are values with a name; every
+// method is a combination of stages (DESIGN: S1 transform .. S8 post), not a class.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +11,22 @@
 
 namespace babai {
 
-enum class Order { kNatural, kActivation, kMinPivot };   // order of columns in the sweep
-enum class Solver { kDense, kNearest, kBabai };          // kDense: keep the weights unquantized
-enum class ScaleFit { kAbsMax, kMse, kLossWeighted };    // how a group's scale is found
-enum class DenseType { kSource, kF32, kF16, kBF16 };     // storage of unquantized tensors
+enum class Order { kNatural, kActivation, kMinPivot };  // order of columns in the sweep
+enum class Solver { kDense, kNearest, kBabai };         // kDense: keep the weights unquantized
+enum class ScaleFit { kAbsMax, kMse, kLossWeighted };   // how a group's scale is found
+enum class DenseType { kSource, kF32, kF16, kBF16 };    // storage of unquantized tensors
 
 struct Recipe {
-  std::string preset = "babai";   // the name it came from; part of the report only
+  std::string preset = "babai";  // the name it came from; part of the report only
   Solver solver = Solver::kBabai;
   Order order = Order::kActivation;
   ScaleFit scale_fit = ScaleFit::kLossWeighted;
-  int bits = 4;                   // 2, 3, 4 or 8
-  int64_t group_size = 0;         // 32, 64, 128; -1 = one group a row; 0 = largest of 128, 64, 32 that divides k
+  int bits = 4;  // 2, 3, 4 or 8
+  int64_t group_size =
+      0;  // 32, 64, 128; -1 = one group a row; 0 = largest of 128, 64, 32 that divides k
   bool symmetric = false;
-  double damping = 0.01;          // times mean diag(H); doubled up to 6 times if the factor fails
-  int embedding_bits = 8;         // embedding and head together: 16 (dense_type) or 8 (F1, group 32)
+  double damping = 0.01;   // times mean diag(H); doubled up to 6 times if the factor fails
+  int embedding_bits = 8;  // embedding and head together: 16 (dense_type) or 8 (F1, group 32)
   DenseType dense_type = DenseType::kSource;
 };
 
@@ -36,7 +37,8 @@ std::vector<std::string> PresetNames();
 // InvalidArgument naming the field ("recipe.bits") and the allowed values.
 absl::Status ValidateRecipe(const Recipe& recipe);
 
-// The group size used for a linear with `k` inputs. InvalidArgument: an explicit group does not divide k.
+// The group size used for a linear with `k` inputs. InvalidArgument: an explicit group does not
+// divide k.
 absl::StatusOr<int64_t> GroupFor(const Recipe& recipe, int64_t k);
 
 // Canonical JSON: fixed key order, every field present. The content key hashes it.

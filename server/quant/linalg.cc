@@ -1,0 +1,106 @@
+#include "server/quant/linalg.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "server/reason/reason.h"
+
+namespace babai::linalg {
+namespace {
+
+// Runs `body`, turning what LibTorch throws into a status.
+template <typename Body>
+absl::Status Guarded(Body&& body) {
+  try {
+    const c10::InferenceMode no_autograd;
+    body();
+    return absl::OkStatus();
+  } catch (const std::bad_alloc&) {
+    return Refuse(absl::StatusCode::kResourceExhausted, reason::kOutOfMemory, "", "out of memory");
+  } catch (const c10::OutOfMemoryError& e) {
+    return Refuse(absl::StatusCode::kResourceExhausted, reason::kOutOfMemory, "",
+                  e.what_without_backtrace());
+  } catch (const c10::Error& e) {
+    return Refuse(absl::StatusCode::kInternal, reason::kInternal, "", e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return Refuse(absl::StatusCode::kInternal, reason::kInternal, "", e.what());
+  }
+}
+
+// A view: LibTorch never writes through the const inputs below.
+at::Tensor View(const float* data, int64_t rows, int64_t cols) {
+  return at::from_blob(const_cast<float*>(data), {rows, cols}, at::kFloat);
+}
+at::Tensor View(const double* data, int64_t rows, int64_t cols) {
+  return at::from_blob(const_cast<double*>(data), {rows, cols}, at::kDouble);
+}
+
+// Columns of the Gram matrix made by one product. The blocks right of the diagonal are skipped,
+// which saves nearly half of the work; narrower products would lose more in the GEMM than they
+// save.
+constexpr int64_t kGramColumns = 384;
+
+void AddRows(const float* from, int64_t rows, int64_t cols, double* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* in = from + r * cols;
+    double* out = to + r * stride;
+    for (int64_t c = 0; c < cols; ++c) out[c] += in[c];
+  }
+}
+
+void AddGramChunk(const at::Tensor& x, int64_t k, const at::Tensor& scratch, double* gram) {
+  for (int64_t first = 0; first < k; first += kGramColumns) {
+    const int64_t end = std::min(k, first + kGramColumns);
+    at::Tensor block = scratch.narrow(0, 0, (end - first) * end).view({end - first, end});
+    at::mm_out(block, x.narrow(1, first, end - first).t(), x.narrow(1, 0, end));
+    AddRows(block.const_data_ptr<float>(), end - first, end, gram + first * k, k);
+  }
+}
+
+}  // namespace
+
+absl::Status Multiply(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k) {
+  return Guarded([&] {
+    at::Tensor out = View(c, m, n);
+    at::mm_out(out, View(a, m, k), View(b, k, n));
+  });
+}
+
+absl::Status AddGram(const float* x, int64_t tokens, int64_t k, double* gram) {
+  return Guarded([&] {
+    const at::Tensor scratch = at::empty({std::min(k, kGramColumns) * k}, at::kFloat);
+    for (int64_t t = 0; t < tokens; t += kGramTokens) {
+      AddGramChunk(View(x + t * k, std::min(kGramTokens, tokens - t), k), k, scratch, gram);
+    }
+  });
+}
+
+absl::Status SubtractGram(const double* p, int64_t rows, int64_t k, double* s) {
+  return Guarded([&] {
+    const at::Tensor panel = View(p, rows, k);
+    View(s, k, k).addmm_(panel.t(), panel, /*beta=*/1, /*alpha=*/-1);
+  });
+}
+
+absl::StatusOr<int64_t> Cholesky(double* a, int64_t k) {
+  int64_t failed_at = 0;
+  const absl::Status status = Guarded([&] {
+    at::Tensor in_out = View(a, k, k);
+    auto [factor, info] = at::linalg_cholesky_ex(in_out);
+    in_out.copy_(factor);
+    failed_at = *info.const_data_ptr<int32_t>();
+  });
+  if (!status.ok()) return status;
+  return failed_at;
+}
+
+}  // namespace babai::linalg

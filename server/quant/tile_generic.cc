@@ -1,0 +1,13 @@
+// tile_kernels.h for whatever the compiler assumes of the architecture.
+#define BABAI_VECTOR_BYTES 16
+#include "server/quant/tile_isa.h"
+#include "server/quant/tile_kernels.h"
+
+namespace babai {
+
+const TileKernels kTileKernelsGeneric = {kTileOps<float, UniformTile<float, uint8_t>>,
+                                         kTileOps<float, UniformTile<float, int32_t>>,
+                                         kTileOps<double, UniformTile<double, uint8_t>>,
+                                         kTileOps<double, UniformTile<double, int32_t>>, &Fit};
+
+}  // namespace babai

@@ -1,0 +1,224 @@
+// QuantizeLinear: what is packed is what was certified; bad input is refused by name.
+#include "server/quant/layer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "server/reason/reason.h"
+#include "tests/quant/problem.h"
+
+namespace babai {
+namespace {
+
+using testing_quant::MakeProblem;
+using testing_quant::Problem;
+
+class LayerTest : public testing::Test {
+ protected:
+  absl::StatusOr<QuantizedLinear> Quantize(const Problem& p, const Factor* factor,
+                                           const Recipe& recipe) {
+    return QuantizeLinear(p.w, p.n, p.k, factor, recipe, pool_, nullptr);
+  }
+  ThreadPool pool_{2};
+};
+
+// tr((w - q) (h + damping) (w - q)') of the packed matrix, as a reader decodes it.
+double DecodedLoss(const Problem& p, const PackedInt& packed, double damping) {
+  std::vector<float> q(p.n * p.k);
+  DecodeRows(packed.view(), 0, p.n, q.data());
+  double loss = 0;
+  for (int64_t r = 0; r < p.n; ++r) {
+    for (int64_t i = 0; i < p.k; ++i) {
+      for (int64_t j = 0; j < p.k; ++j) {
+        const double ei = p.w[r * p.k + i] - q[r * p.k + i], ej = p.w[r * p.k + j] - q[r * p.k + j];
+        loss += ei * (p.h[i * p.k + j] + (i == j ? damping : 0)) * ej;
+      }
+    }
+  }
+  return loss;
+}
+
+TEST_F(LayerTest, CertifiesWhatItPacked) {
+  const Problem p = MakeProblem(45, 128, 300, 1);
+  for (const char* preset : {"rtn", "gptq", "babai"}) {
+    for (int bits : {2, 3, 4, 8}) {
+      for (bool symmetric : {false, true}) {
+        Recipe recipe = *PresetRecipe(preset);
+        recipe.bits = bits;
+        recipe.symmetric = symmetric;
+        const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+        const auto q = Quantize(p, &factor, recipe);
+        ASSERT_TRUE(q.ok()) << q.status();
+        const Certificate& c = q->certificate;
+        // fp32 sums of k terms, relative to the terms.
+        EXPECT_NEAR(c.proxy_loss, DecodedLoss(p, q->packed, factor.damping),
+                    128 * 1.2e-7 * c.reference_loss);
+        EXPECT_DOUBLE_EQ(c.relative_error, std::sqrt(c.proxy_loss / c.reference_loss));
+        EXPECT_EQ(q->packed.view().symmetric(), symmetric);
+        EXPECT_DOUBLE_EQ(c.bits_per_weight,
+                         bits + (16 + (symmetric ? 0 : 8 * std::ceil(bits / 8.0))) / 128.0);
+        EXPECT_GT(c.entropy_bits, 0);
+        EXPECT_LE(c.entropy_bits, bits);
+        EXPECT_GT(c.rate_gap_bits, 0);
+        EXPECT_EQ(c.damping, factor.damping);
+        if (c.clip_rate == 0) {
+          EXPECT_LE(c.proxy_loss, c.babai_bound);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LayerTest, BabaiBeatsGptqBeatsRtn) {
+  for (int bits : {3, 4}) {
+    const Problem p = MakeProblem(64, 256, 800, 2);
+    std::vector<double> loss;
+    for (const char* preset : {"babai", "gptq", "rtn"}) {
+      Recipe recipe = *PresetRecipe(preset);
+      recipe.bits = bits;
+      const Factor factor = *FactorHessian(p.h, Order::kActivation, recipe.damping);
+      loss.push_back(Quantize(p, &factor, recipe)->certificate.proxy_loss);
+    }
+    EXPECT_LT(loss[0], loss[1]);
+    EXPECT_LT(loss[1], 0.7 * loss[2]);
+  }
+}
+
+TEST_F(LayerTest, NearestNeedsNoFactor) {
+  Problem p = MakeProblem(10, 96, 1, 3);
+  p.h.assign(96 * 96, 0.0);  // the identity, by the damping of 1 below
+  Recipe recipe = *PresetRecipe("rtn");
+  const auto q = Quantize(p, nullptr, recipe);
+  ASSERT_TRUE(q.ok()) << q.status();
+  EXPECT_EQ(q->packed.group, 32);
+  EXPECT_NEAR(q->certificate.proxy_loss, DecodedLoss(p, q->packed, 1.0),
+              1e-5 * q->certificate.proxy_loss);
+  EXPECT_LE(q->certificate.proxy_loss, q->certificate.babai_bound * 1.01);
+}
+
+// A column whose input never fires takes no part: its weights are rounded alone, and the codes of
+// every other column are those of the problem without it.
+TEST_F(LayerTest, DeadColumnsInfluenceNobody) {
+  Problem p = MakeProblem(33, 64, 200, 4);
+  const int64_t dead = 21;
+  for (int64_t t = 0; t < p.tokens; ++t) p.x[t * p.k + dead] = 0;
+  p.h = testing_quant::SecondMoment(p.x, p.tokens, p.k);
+  Recipe recipe = *PresetRecipe("gptq");
+  recipe.group_size = 32;
+  const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+  EXPECT_EQ(factor.dead_columns, 1);
+  const auto a = Quantize(p, &factor, recipe);
+  const auto nearest = Quantize(p, nullptr, [&] {
+    Recipe r = recipe;
+    r.solver = Solver::kNearest;
+    return r;
+  }());
+  for (int64_t r = 0; r < p.n; ++r) {
+    EXPECT_EQ(CodeAt(a->packed.view(), r, dead), CodeAt(nearest->packed.view(), r, dead));
+    p.w[r * p.k + dead] *= 0.5f;  // still inside its group's range
+  }
+  const auto b = Quantize(p, &factor, recipe);
+  int64_t moved_scales = 0;
+  for (int64_t r = 0; r < p.n; ++r) {
+    // A row whose extreme weight was the dead one gets another scale: not this test's business.
+    if (a->packed.scales[2 * r] != b->packed.scales[2 * r]) {
+      ++moved_scales;
+      continue;
+    }
+    for (int64_t c = 0; c < p.k; ++c) {
+      if (c != dead) {
+        EXPECT_EQ(CodeAt(a->packed.view(), r, c), CodeAt(b->packed.view(), r, c));
+      }
+    }
+  }
+  EXPECT_LT(moved_scales, 10);
+  EXPECT_EQ(b->certificate.dead_columns, 1);
+}
+
+TEST_F(LayerTest, DegenerateCalibrationStillGivesAValidResult) {
+  for (int64_t tokens : {1, 3}) {  // far fewer than inputs
+    const Problem p = MakeProblem(12, 64, tokens, 5);
+    const Recipe recipe = *PresetRecipe("babai");
+    const auto factor = FactorHessian(p.h, recipe.order, recipe.damping);
+    ASSERT_TRUE(factor.ok()) << factor.status();
+    const auto q = Quantize(p, &*factor, recipe);
+    ASSERT_TRUE(q.ok()) << q.status();
+    EXPECT_GT(q->certificate.damping, 0);
+    EXPECT_LT(q->certificate.relative_error, 0.2);
+  }
+}
+
+TEST_F(LayerTest, RefusesByName) {
+  const Problem p = MakeProblem(4, 96, 200, 6);
+  const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
+  const auto refused = [&](const Recipe& recipe, const Factor* f, std::string_view field) {
+    const auto q = Quantize(p, f, recipe);
+    EXPECT_EQ(q.status().code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_EQ(FieldOf(q.status()), field);
+  };
+  Recipe recipe = *PresetRecipe("babai");
+  recipe.group_size = 64;
+  refused(recipe, &factor, "recipe.group_size");
+  recipe.group_size = 32;
+  refused(recipe, nullptr, "recipe.solver");
+  recipe.bits = 5;
+  refused(recipe, &factor, "recipe.bits");
+  refused(*PresetRecipe("dense"), &factor, "recipe.solver");
+  const Problem other = MakeProblem(1, 64, 200, 7);
+  const Factor wrong = *FactorHessian(other.h, Order::kActivation, 0.01);
+  refused(*PresetRecipe("babai"), &wrong, "weight");
+  EXPECT_EQ(
+      FieldOf(QuantizeLinear(p.w, 5, 96, &factor, *PresetRecipe("babai"), pool_, nullptr).status()),
+      "weight");
+  EXPECT_EQ(FieldOf(QuantizeLinear(p.w, int64_t{1} << 60, 96, &factor, *PresetRecipe("babai"),
+                                   pool_, nullptr)
+                        .status()),
+            "weight");
+}
+
+TEST_F(LayerTest, RefusesWeightsThatAreNotFinite) {
+  Problem p = MakeProblem(4, 96, 200, 8);
+  const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
+  p.w[100] = std::nanf("");
+  EXPECT_EQ(ReasonOf(Quantize(p, &factor, *PresetRecipe("babai")).status()),
+            reason::kNonFiniteWeights);
+}
+
+TEST_F(LayerTest, OneGroupARow) {
+  const Problem p = MakeProblem(5, 53, 200, 9);
+  Recipe recipe = *PresetRecipe("babai");
+  recipe.group_size = -1;
+  const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+  const auto q = Quantize(p, &factor, recipe);
+  ASSERT_TRUE(q.ok()) << q.status();
+  EXPECT_EQ(q->packed.group, 53);
+  EXPECT_EQ(q->packed.scales.size(), 5u);
+}
+
+TEST_F(LayerTest, StopsWhenAsked) {
+  const Problem p = MakeProblem(200, 64, 200, 10);
+  const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
+  int asked = 0;
+  const auto q = QuantizeLinear(p.w, p.n, p.k, &factor, *PresetRecipe("babai"), pool_,
+                                [&] { return ++asked == 3; });
+  EXPECT_EQ(q.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(ReasonOf(q.status()), reason::kCancelled);
+}
+
+TEST_F(LayerTest, SameBytesForAnyNumberOfThreads) {
+  const Problem p = MakeProblem(130, 128, 300, 11);
+  const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
+  const auto want = Quantize(p, &factor, *PresetRecipe("babai"));
+  for (int threads : {1, 3, 5}) {
+    ThreadPool pool(threads);
+    const auto got = QuantizeLinear(p.w, p.n, p.k, &factor, *PresetRecipe("babai"), pool, nullptr);
+    EXPECT_EQ(got->packed.codes, want->packed.codes);
+    EXPECT_EQ(got->packed.scales, want->packed.scales);
+    EXPECT_EQ(got->packed.zeros, want->packed.zeros);
+    EXPECT_EQ(got->certificate.proxy_loss, want->certificate.proxy_loss);
+  }
+}
+
+}  // namespace
+}  // namespace babai
