@@ -71,6 +71,10 @@ class PackedIntWeights {
   const uint8_t* zeros() const { return zeros_.data(); }
 
  private:
+  void Fill(absl::Span<const PackedIntView> parts);
+  // Scales and zeros of row `from` of a part, which is row `to` of the stack.
+  void FillMeta(const PackedIntView& part, int64_t from, int64_t to);
+
   int64_t rows_ = 0, cols_ = 0, group_ = 0;
   int bits_ = 0;
   AlignedBuffer codes_, scales_, zeros_;

@@ -21,9 +21,9 @@ class ThreadPool {
   int threads() const;
 
   // Calls fn(begin, end) on contiguous parts of [0, count) whose borders are multiples of `grain`,
-  // at most one part a thread, and returns when all are done. The split depends only on count, grain
-  // and threads(). fn must not throw. Calls from several threads are serialised; fn must not call
-  // ParallelFor of the same pool.
+  // at most one part a thread, and returns when all are done. The split depends only on count,
+  // grain and threads(). fn must not throw. Calls from several threads are serialised; fn must not
+  // call ParallelFor of the same pool.
   void ParallelFor(int64_t count, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> fn);
 
   // Calls fn(index, threads) once on every thread of the pool.

@@ -1,0 +1,202 @@
+#include "kernels/cuda/packed_gemm.h"
+
+#include <cmath>
+#include <random>
+
+#include "device.h"
+#include "kernels/cuda/repack.h"
+#include "kernels/cuda/stream_gemm.h"
+#include "kernels/formats/packed_int.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace babai::cuda {
+namespace {
+
+struct Case {
+  int64_t n, k, group;  // group >= k: one a row
+  int bits;
+  bool asymmetric;
+  Dtype dtype;
+  int m;
+};
+
+uint16_t Encode(float v, Dtype dtype) {
+  if (dtype == Dtype::kFp16) return __half_as_ushort(__float2half(v));
+  return __bfloat16_as_ushort(__float2bfloat16(v));
+}
+float Decode(uint16_t v, Dtype dtype) {
+  if (dtype == Dtype::kFp16) return __half2float(__ushort_as_half(v));
+  return __bfloat162float(__ushort_as_bfloat16(v));
+}
+
+PackedInt RandomWeights(const Case& c, std::mt19937& rng) {
+  std::vector<uint8_t> codes(c.n * c.k), zeros;
+  const int64_t groups = (c.k + c.group - 1) / c.group;
+  std::vector<uint16_t> scales(c.n * groups);
+  if (c.asymmetric) zeros.resize(c.n * groups);
+  std::uniform_int_distribution<int> code(0, (1 << c.bits) - 1);
+  std::uniform_real_distribution<float> scale(0.001f, 0.02f);
+  for (uint8_t& v : codes) v = code(rng);
+  for (uint8_t& v : zeros) v = code(rng);
+  for (uint16_t& v : scales) v = Encode(scale(rng), Dtype::kFp16);
+  absl::StatusOr<PackedInt> packed = PackInt(codes, scales, zeros, c.n, c.k, c.group, c.bits);
+  EXPECT_TRUE(packed.ok()) << packed.status();
+  return *packed;
+}
+
+std::vector<uint16_t> RandomActivations(int64_t size, Dtype dtype, std::mt19937& rng) {
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> x(size);
+  for (uint16_t& v : x) v = Encode(normal(rng), dtype);
+  return x;
+}
+
+struct Problem {
+  Case c;
+  PackedInt weights;
+  PackedShape shape;
+  std::vector<uint16_t> x;
+  std::vector<double> want, bound;
+};
+
+// A fragment holds kBias + code (dequant.cuh), so that much more may cancel; each product of 16 terms
+// is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one another.
+Problem MakeProblem(const Case& c, uint32_t seed) {
+  std::mt19937 rng(seed);
+  Problem p{c, RandomWeights(c, rng)};
+  const PackedIntView w = p.weights.view();
+  p.shape = *GpuShape(w);
+  p.x = RandomActivations(c.m * c.k, c.dtype, rng);
+  p.want.assign(c.m * c.n, 0), p.bound.assign(c.m * c.n, 0);
+  std::vector<float> row(c.k), x(p.x.size());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = Decode(p.x[i], c.dtype);
+  const double bias = c.dtype == Dtype::kBf16 ? 128 : 0, top = (1 << c.bits) + bias;
+  const double half_ulp = c.dtype == Dtype::kFp16 ? 0x1p-11 : 0x1p-8;
+  for (int64_t r = 0; r < c.n; ++r) {
+    DecodeRows(w, r, r + 1, row.data());
+    for (int64_t m = 0; m < c.m; ++m) {
+      double want = 0, magnitude = 0;
+      for (int64_t i = 0; i < c.k; ++i) {
+        want += double{row[i]} * x[m * c.k + i];
+        magnitude += 0.02 * 2 * top * std::abs(x[m * c.k + i]);
+      }
+      p.want[m * c.n + r] = want;
+      p.bound[m * c.n + r] = half_ulp * std::abs(want) + std::sqrt(c.k / 16.0 + 16) * 0x1p-23 * magnitude + 1e-7;
+    }
+  }
+  return p;
+}
+
+void ExpectEqual(const Problem& p, const std::vector<uint16_t>& y) {
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double got = Decode(y[i], p.c.dtype);
+    ASSERT_TRUE(std::abs(got - p.want[i]) <= p.bound[i])
+        << "token " << i / p.c.n << " row " << i % p.c.n << ": got " << got << ", want " << p.want[i] << " within " << p.bound[i];
+  }
+}
+
+std::string Name(const Case& c) {
+  return "n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " group " + std::to_string(c.group) + " bits " +
+         std::to_string(c.bits) + (c.asymmetric ? " asymmetric" : " symmetric") +
+         (c.dtype == Dtype::kFp16 ? " fp16" : " bf16") + " m " + std::to_string(c.m);
+}
+
+class PackedGemmTest : public GpuTest {
+ protected:
+  // y starts as NaN: an output left unwritten fails.
+  std::vector<uint16_t> Run(const Problem& p, const StreamGemmPlan* plan = nullptr) {
+    const absl::StatusOr<std::vector<uint8_t>> repacked = RepackForGpu(p.weights.view());
+    EXPECT_TRUE(repacked.ok()) << repacked.status();
+    const DeviceVector<uint8_t> weights(*repacked);
+    const DeviceVector<uint16_t> x(p.x), y(std::vector<uint16_t>(p.c.m * p.c.n, 0x7fff));
+    const DeviceLimits limits = *GetDeviceLimits(0);
+    if (plan == nullptr) {
+      const absl::Status done = PackedGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype}, limits, nullptr);
+      EXPECT_TRUE(done.ok()) << done;
+    } else {
+      EXPECT_EQ(LaunchStreamGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype}, *plan, true, nullptr), cudaSuccess);
+    }
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    return y.ToHost();
+  }
+};
+
+TEST_F(PackedGemmTest, EqualsItsDefinitionInEveryFormat) {
+  uint32_t seed = 0;
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int64_t group : {32, 64, 128, 1 << 20}) {
+      for (const bool asymmetric : {false, true}) {
+        for (const Dtype dtype : {Dtype::kFp16, Dtype::kBf16}) {
+          const Case c{200, group == 128 ? 640 : 576, group, bits, asymmetric, dtype, 3};
+          SCOPED_TRACE(Name(c));
+          const Problem p = MakeProblem(c, ++seed);
+          ExpectEqual(p, Run(p));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(PackedGemmTest, TakesAnyShape) {
+  for (const Case& c : {Case{1, 32, 32, 4, false, Dtype::kFp16, 1},        // less than a tile
+                        Case{17, 96, 32, 4, true, Dtype::kFp16, 8},        // a row over, a tile cut short
+                        Case{1536, 576, 64, 4, false, Dtype::kBf16, 5},
+                        Case{576, 1536, 128, 4, false, Dtype::kFp16, 7},
+                        Case{4100, 4096, 128, 4, false, Dtype::kFp16, 1},  // more than one strip group a block
+                        Case{96, 14336, 128, 4, false, Dtype::kFp16, 8},   // x larger than shared memory
+                        Case{64, 512, 128, 4, false, Dtype::kFp16, 21}}) {
+    SCOPED_TRACE(Name(c));
+    const Problem p = MakeProblem(c, 7);
+    ExpectEqual(p, Run(p));
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(PackedGemmTest, EveryPlanGivesTheSame) {
+  const Problem p = MakeProblem({1200, 2048, 128, 4, false, Dtype::kFp16, 8}, 11);
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  for (const int splits : {1, 2, 4, 8}) {
+    if (splits > 1 && limits.major < 9) break;
+    for (const int tiles : {1, 2, 3, 4}) {
+      for (const int clusters : {1, 5}) {
+        const StreamGemmPlan plan{tiles, splits, clusters, 3};
+        if (StreamGemmSharedBytes(p.shape, p.c.m, plan) > limits.shared_bytes) continue;
+        SCOPED_TRACE(testing::Message() << tiles << " tiles, " << splits << " splits, " << clusters << " clusters");
+        ExpectEqual(p, Run(p, &plan));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// A stage refilled before its words were read, or a sum in arrival order, would show here.
+TEST_F(PackedGemmTest, AThousandRunsAreBitIdentical) {
+  const Problem p = MakeProblem({4096, 4096, 128, 4, false, Dtype::kFp16, 8}, 13);
+  const DeviceVector<uint8_t> weights(*RepackForGpu(p.weights.view()));
+  const DeviceVector<uint16_t> x(p.x);
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  const std::vector<uint16_t> first = Run(p);
+  const DeviceVector<uint16_t> y(std::vector<uint16_t>(first.size() * 10, 0));
+  for (int round = 0; round < 100; ++round) {
+    for (int i = 0; i < 10; ++i) {
+      ASSERT_TRUE(PackedGemm({x.data(), weights.data(), y.data() + i * first.size(), p.shape, p.c.m, p.c.dtype}, limits, nullptr).ok());
+    }
+    const std::vector<uint16_t> got = y.ToHost();
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], first[i % first.size()]) << "round " << round;
+  }
+}
+
+TEST(PackedGemmArgsTest, RefusesWhatHasNoKernel) {
+  const DeviceLimits limits{132, 227 << 10, 9};
+  PackedGemmArgs args{nullptr, nullptr, nullptr, {64, 128, 4, 128, false}, 1, Dtype::kFp16};
+  args.shape.bits = 5;
+  EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  args.shape.bits = 4, args.shape.k = 100;
+  EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace babai::cuda
