@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,15 +19,17 @@ absl::Status ValidateModelName(std::string_view name, std::string_view field);
 // Thread-safe.
 class Catalog {
  public:
-  // Creates data_dir/models and data_dir/tmp; removes what an interrupted job left in tmp.
+  // Creates data_dir/models and data_dir/tmp; removes what an interrupted job left in tmp. A data
+  // directory serves one process: FailedPrecondition while another catalog has it open.
   static absl::StatusOr<std::unique_ptr<Catalog>> Open(const std::filesystem::path& data_dir);
   virtual ~Catalog() = default;
 
   virtual std::filesystem::path ModelDir(std::string_view name) const = 0;
   virtual std::filesystem::path NewStagingDir(std::string_view name) const = 0;
   virtual bool Exists(std::string_view name) const = 0;
-  virtual absl::StatusOr<Manifest> ReadManifest(std::string_view name) const = 0;  // NotFound MODEL_NOT_FOUND
-  virtual std::vector<std::string> Names() const = 0;                               // sorted
+  virtual absl::StatusOr<Manifest> ReadManifest(
+      std::string_view name) const = 0;                // NotFound MODEL_NOT_FOUND
+  virtual std::vector<std::string> Names() const = 0;  // sorted
   // Renames into tmp first, so a half-deleted model is never visible.
   virtual absl::Status Delete(std::string_view name) = 0;
 };

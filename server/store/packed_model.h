@@ -1,4 +1,4 @@
-// The packed model on disk ("babai-packed", docs/formats.md): everything needed to serve without the
+// The packed model on disk ("babai-packed"): everything needed to serve without the
 // source. A directory
 //
 //   manifest.json          written last; its presence is the commit point
@@ -7,9 +7,10 @@
 //   tokenizer.json, chat_template.jinja ...   what Tokenizer::Save() wrote
 //
 // A linear `blocks.0.q.weight` in format F1 is stored as the tensors `blocks.0.q.weight.codes` (U8
-// [rows, row_bytes]), `.scales` (F16 [rows, groups]) and, if asymmetric, `.zeros` (U8); an unquantized
-// tensor keeps its canonical name with dtype F32, F16 or BF16. Files are written through pwrite, fsync,
-// rename, fsync(dir), and their sha256 is in the manifest and checked at Open().
+// [rows, row_bytes]), `.scales` (F16 [rows, groups]) and, if asymmetric, `.zeros` (U8); an
+// unquantized tensor keeps its canonical name with dtype F32, F16 or BF16. Files are written
+// through pwrite, fsync, rename, fsync(dir), and their sha256 is in the manifest and checked at
+// Open(). docs/formats.md has every byte.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +38,7 @@ struct StoredFormat {
   int bits = 0;               // packed only
   int64_t group = 0;
   bool symmetric = false;
+  std::vector<int64_t> shape;  // of the weight itself: [out, in] or [n]; set by the writer
 };
 
 // What the job measured for a linear; numbers are those of server/quant's Certificate.
@@ -49,14 +51,15 @@ struct LinearReport {
   int64_t dead_columns = 0;
 };
 
-struct Evaluation {  // on held-out calibration tokens; absent numbers are NaN and left out of the JSON
+struct Evaluation {  // on held-out calibration tokens; absent numbers are NaN and left out of the
+                     // JSON
   double perplexity = 0, reference_perplexity = 0, mean_kl = 0, top1_agreement = 0;
   int64_t tokens = 0;
 };
 
 struct Manifest {
   int schema = kManifestSchema;
-  std::string name;            // as the client named it
+  std::string name;  // as the client named it
   std::string tool_version;
   std::string source_uri, source_digest, calibration_digest, content_key;
   std::string recipe_json;     // canonical JSON (server/quant/recipe.h)
@@ -70,9 +73,16 @@ struct Manifest {
   bool has_evaluation = false;
   Evaluation evaluation;
   std::vector<std::string> warnings;
-  struct File { std::string sha256; int64_t bytes = 0; };
+  struct File {
+    std::string sha256;
+    int64_t bytes = 0;
+  };
   std::map<std::string, File> files;
 };
+
+// One object; numbers that are not finite are left out, and read back as NaN.
+std::string LinearReportToJson(const LinearReport& linear);
+absl::StatusOr<LinearReport> LinearReportFromJson(std::string_view json);  // DataLoss
 
 std::string ManifestToJson(const Manifest& manifest);
 // FailedPrecondition SCHEMA_TOO_NEW; DataLoss: not a manifest this program could have written.
@@ -82,12 +92,16 @@ absl::StatusOr<Manifest> ManifestFromJson(std::string_view json);
 // Dropped before Commit(), it removes what it wrote.
 class PackedModelWriter {
  public:
-  // `final_dir` must not exist; staging happens in `staging_dir` (same file system).
+  // `final_dir` must not exist; staging happens in `staging_dir` (same file system). With `replace`
+  // it may: Commit() then exchanges the two at one stroke and removes the old model.
+  // AlreadyExists MODEL_EXISTS, also from Commit().
   static absl::StatusOr<std::unique_ptr<PackedModelWriter>> Create(
-      const std::filesystem::path& staging_dir, const std::filesystem::path& final_dir);
+      const std::filesystem::path& staging_dir, const std::filesystem::path& final_dir,
+      bool replace = false);
   virtual ~PackedModelWriter() = default;
 
   // Tensors of the file now being assembled. Buffers are copied out before the call returns.
+  // InvalidArgument: the values do not fill the shape, or one of them is too large for fp16.
   virtual absl::Status AddDense(std::string_view name, absl::Span<const float> values,
                                 const std::vector<int64_t>& shape, DType dtype) = 0;
   virtual absl::Status AddPackedInt(std::string_view name, const PackedIntView& w) = 0;
@@ -100,7 +114,8 @@ class PackedModelWriter {
   // Bytes of tensor data so far.
   virtual int64_t tensor_bytes() const = 0;
 
-  // Fills files, tensors and packed_bytes, writes manifest.json, renames into place.
+  // Fills files, tensors, packed_bytes and bits_per_weight, writes manifest.json, renames into
+  // place.
   virtual absl::StatusOr<Manifest> Commit(Manifest manifest) = 0;
 };
 
@@ -121,8 +136,8 @@ class PackedModel {
   virtual StoredFormat Format(std::string_view name) const = 0;  // requires Has(name)
   virtual absl::StatusOr<PackedIntView> PackedIntTensor(std::string_view name) const = 0;
   // Raw bytes of a dense tensor, its dtype in Format(name), its shape in `shape`.
-  virtual absl::StatusOr<absl::Span<const uint8_t>> DenseTensor(std::string_view name,
-                                                                std::vector<int64_t>* shape) const = 0;
+  virtual absl::StatusOr<absl::Span<const uint8_t>> DenseTensor(
+      std::string_view name, std::vector<int64_t>* shape) const = 0;
   // Any tensor as fp32 [rows, cols] (packed ones decoded).
   virtual absl::StatusOr<std::vector<float>> ReadFloat(std::string_view name) const = 0;
 };
