@@ -94,8 +94,10 @@ absl::Status SubtractGram(const double* p, int64_t rows, int64_t k, double* s) {
 absl::StatusOr<int64_t> Cholesky(double* a, int64_t k) {
   int64_t failed_at = 0;
   const absl::Status status = Guarded([&] {
-    at::Tensor in_out = View(a, k, k);
-    auto [factor, info] = at::linalg_cholesky_ex(in_out);
+    // LibTorch factors column-major matrices. Read so, our lower triangle is an upper one, and the
+    // upper factor of that lies in memory as our lower factor: no transposing copy either way.
+    at::Tensor in_out = View(a, k, k).t();
+    const auto [factor, info] = at::linalg_cholesky_ex(in_out, /*upper=*/true);
     in_out.copy_(factor);
     failed_at = *info.const_data_ptr<int32_t>();
   });
