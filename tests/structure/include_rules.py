@@ -15,7 +15,7 @@ ALLOWED = {  # folder: the folders whose headers it may include, besides its own
     "kernels/cpu": ["kernels/formats"],
     "kernels/cuda": ["kernels/formats"],
     "server/reason": [],
-    "server/model": ["server/reason"],
+    "server/model": ["server/reason", "kernels/formats"],
     "server/text": ["server/reason", "server/model"],
     "server/store": ["server/reason", "server/model", "kernels/formats"],
     "server/quant": ["server/reason", "server/model", "kernels/formats", "kernels/cpu", "kernels/cuda"],
