@@ -1,5 +1,8 @@
 #include "kernels/cuda/packed_gemm.h"
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cmath>
 #include <random>
 
@@ -7,9 +10,6 @@
 #include "kernels/cuda/repack.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/formats/packed_int.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace babai::cuda {
 namespace {
@@ -61,8 +61,9 @@ struct Problem {
   std::vector<double> want, bound;
 };
 
-// A fragment holds kBias + code (dequant.cuh), so that much more may cancel; each product of 16 terms
-// is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one another.
+// A fragment holds kBias + code (dequant.cuh), so that much more may cancel; each product of 16
+// terms is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one
+// another.
 Problem MakeProblem(const Case& c, uint32_t seed) {
   std::mt19937 rng(seed);
   Problem p{c, RandomWeights(c, rng)};
@@ -83,7 +84,8 @@ Problem MakeProblem(const Case& c, uint32_t seed) {
         magnitude += 0.02 * 2 * top * std::abs(x[m * c.k + i]);
       }
       p.want[m * c.n + r] = want;
-      p.bound[m * c.n + r] = half_ulp * std::abs(want) + std::sqrt(c.k / 16.0 + 16) * 0x1p-23 * magnitude + 1e-7;
+      p.bound[m * c.n + r] =
+          half_ulp * std::abs(want) + std::sqrt(c.k / 16.0 + 16) * 0x1p-23 * magnitude + 1e-7;
     }
   }
   return p;
@@ -93,13 +95,15 @@ void ExpectEqual(const Problem& p, const std::vector<uint16_t>& y) {
   for (size_t i = 0; i < y.size(); ++i) {
     const double got = Decode(y[i], p.c.dtype);
     ASSERT_TRUE(std::abs(got - p.want[i]) <= p.bound[i])
-        << "token " << i / p.c.n << " row " << i % p.c.n << ": got " << got << ", want " << p.want[i] << " within " << p.bound[i];
+        << "token " << i / p.c.n << " row " << i % p.c.n << ": got " << got << ", want "
+        << p.want[i] << " within " << p.bound[i];
   }
 }
 
 std::string Name(const Case& c) {
-  return "n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " group " + std::to_string(c.group) + " bits " +
-         std::to_string(c.bits) + (c.asymmetric ? " asymmetric" : " symmetric") +
+  return "n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " group " +
+         std::to_string(c.group) + " bits " + std::to_string(c.bits) +
+         (c.asymmetric ? " asymmetric" : " symmetric") +
          (c.dtype == Dtype::kFp16 ? " fp16" : " bf16") + " m " + std::to_string(c.m);
 }
 
@@ -113,10 +117,13 @@ class PackedGemmTest : public GpuTest {
     const DeviceVector<uint16_t> x(p.x), y(std::vector<uint16_t>(p.c.m * p.c.n, 0x7fff));
     const DeviceLimits limits = *GetDeviceLimits(0);
     if (plan == nullptr) {
-      const absl::Status done = PackedGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype}, limits, nullptr);
+      const absl::Status done = PackedGemm(
+          {x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype}, limits, nullptr);
       EXPECT_TRUE(done.ok()) << done;
     } else {
-      EXPECT_EQ(LaunchStreamGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype}, *plan, true, nullptr), cudaSuccess);
+      EXPECT_EQ(LaunchStreamGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype},
+                                 *plan, true, nullptr),
+                cudaSuccess);
     }
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     return y.ToHost();
@@ -141,13 +148,14 @@ TEST_F(PackedGemmTest, EqualsItsDefinitionInEveryFormat) {
 }
 
 TEST_F(PackedGemmTest, TakesAnyShape) {
-  for (const Case& c : {Case{1, 32, 32, 4, false, Dtype::kFp16, 1},        // less than a tile
-                        Case{17, 96, 32, 4, true, Dtype::kFp16, 8},        // a row over, a tile cut short
-                        Case{1536, 576, 64, 4, false, Dtype::kBf16, 5},
-                        Case{576, 1536, 128, 4, false, Dtype::kFp16, 7},
-                        Case{4100, 4096, 128, 4, false, Dtype::kFp16, 1},  // more than one strip group a block
-                        Case{96, 14336, 128, 4, false, Dtype::kFp16, 8},   // x larger than shared memory
-                        Case{64, 512, 128, 4, false, Dtype::kFp16, 21}}) {
+  for (const Case& c :
+       {Case{1, 32, 32, 4, false, Dtype::kFp16, 1},  // less than a tile
+        Case{17, 96, 32, 4, true, Dtype::kFp16, 8},  // a row over, a tile cut short
+        Case{1536, 576, 64, 4, false, Dtype::kBf16, 5},
+        Case{576, 1536, 128, 4, false, Dtype::kFp16, 7},
+        Case{4100, 4096, 128, 4, false, Dtype::kFp16, 1},  // more than one strip group a block
+        Case{96, 14336, 128, 4, false, Dtype::kFp16, 8},   // x larger than shared memory
+        Case{64, 512, 128, 4, false, Dtype::kFp16, 21}}) {
     SCOPED_TRACE(Name(c));
     const Problem p = MakeProblem(c, 7);
     ExpectEqual(p, Run(p));
@@ -164,7 +172,8 @@ TEST_F(PackedGemmTest, EveryPlanGivesTheSame) {
       for (const int clusters : {1, 5}) {
         const StreamGemmPlan plan{tiles, splits, clusters, 3};
         if (StreamGemmSharedBytes(p.shape, p.c.m, plan) > limits.shared_bytes) continue;
-        SCOPED_TRACE(testing::Message() << tiles << " tiles, " << splits << " splits, " << clusters << " clusters");
+        SCOPED_TRACE(testing::Message()
+                     << tiles << " tiles, " << splits << " splits, " << clusters << " clusters");
         ExpectEqual(p, Run(p, &plan));
         if (HasFatalFailure()) return;
       }
@@ -182,10 +191,14 @@ TEST_F(PackedGemmTest, AThousandRunsAreBitIdentical) {
   const DeviceVector<uint16_t> y(std::vector<uint16_t>(first.size() * 10, 0));
   for (int round = 0; round < 100; ++round) {
     for (int i = 0; i < 10; ++i) {
-      ASSERT_TRUE(PackedGemm({x.data(), weights.data(), y.data() + i * first.size(), p.shape, p.c.m, p.c.dtype}, limits, nullptr).ok());
+      ASSERT_TRUE(PackedGemm({x.data(), weights.data(), y.data() + i * first.size(), p.shape, p.c.m,
+                              p.c.dtype},
+                             limits, nullptr)
+                      .ok());
     }
     const std::vector<uint16_t> got = y.ToHost();
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], first[i % first.size()]) << "round " << round;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_EQ(got[i], first[i % first.size()]) << "round " << round;
   }
 }
 

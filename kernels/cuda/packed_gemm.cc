@@ -1,0 +1,72 @@
+#include "kernels/cuda/packed_gemm.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/stream_gemm.h"
+
+namespace babai::cuda {
+namespace {
+
+absl::Status FromCuda(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+absl::Status Check(const PackedGemmArgs& a) {
+  const PackedShape& s = a.shape;
+  const bool known_bits = s.bits == 2 || s.bits == 3 || s.bits == 4 || s.bits == 8;
+  const bool known_group = s.group == 0 || s.group == 32 || s.group == 64 || s.group == 128;
+  if (!known_bits || !known_group) return absl::InvalidArgumentError("PackedGemm: unknown format");
+  if (a.m < 1 || s.n < 1 || s.k < 32 || s.k % 32 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("PackedGemm: no kernel for m ", a.m, ", n ", s.n, ", k ", s.k));
+  }
+  if (reinterpret_cast<uintptr_t>(a.x) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(a.weights) % 128 != 0) {
+    return absl::InvalidArgumentError("PackedGemm: x or weights not aligned");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
+  DeviceLimits limits;
+  int shared = 0;
+  for (const auto& [attribute, value] : {std::pair{cudaDevAttrMultiProcessorCount, &limits.sms},
+                                         {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared},
+                                         {cudaDevAttrComputeCapabilityMajor, &limits.major}}) {
+    const absl::Status got =
+        FromCuda(cudaDeviceGetAttribute(value, attribute, device), "cudaDeviceGetAttribute");
+    if (!got.ok()) return got;
+  }
+  limits.shared_bytes = shared;
+  return limits;
+}
+
+absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
+                        cudaStream_t stream) {
+  if (absl::Status checked = Check(args); !checked.ok()) return checked;
+  const size_t element = 2;
+  for (int done = 0; done < args.m; done += kStreamMaxTokens) {
+    const int m = std::min(kStreamMaxTokens, args.m - done);
+    const StreamGemmPlan plan =
+        PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, device.major >= 9);
+    if (plan.stages == 0)
+      return absl::InvalidArgumentError(
+          absl::StrCat("PackedGemm: k ", args.shape.k, " is too long"));
+    const StreamGemmArgs part{static_cast<const char*>(args.x) + element * done * args.shape.k,
+                              args.weights,
+                              static_cast<char*>(args.y) + element * done * args.shape.n,
+                              args.shape,
+                              m,
+                              args.dtype};
+    const absl::Status launched = FromCuda(
+        LaunchStreamGemm(part, plan, args.early_start && device.major >= 9, stream), "PackedGemm");
+    if (!launched.ok()) return launched;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace babai::cuda

@@ -1,0 +1,45 @@
+// y = x * W^T with packed weights of 2, 3, 4 or 8 bits, for any m: the one door to the kernels
+// below.
+//
+//   regime    m <= 8: stream_gemm.h
+//   roof      PackedShape::bytes() over memory bandwidth while m is small, 2 m n k operations above
+//   limits    k a multiple of 32; groups of 32, 64, 128 or a row; fp16 or bf16 x and y; sm_80 or
+//   newer numerics  see the kernels; deterministic for a device, shape and m measured
+//   docs/perf/cuda_gemm.md, by bench/gemm
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/packed_layout.h"
+
+namespace babai::cuda {
+
+// What the planner asks a device, once.
+struct DeviceLimits {
+  int sms = 0;
+  int64_t shared_bytes = 0;  // most a block may have
+  int major = 0;             // compute capability
+};
+// Internal: no such device, or the driver failed.
+absl::StatusOr<DeviceLimits> GetDeviceLimits(int device);
+
+struct PackedGemmArgs {  // device pointers, owned by the caller
+  const void* x;         // [m, k] of dtype, row-major, 16-byte aligned
+  const void* weights;   // RepackForGpu()'s bytes, 128-byte aligned
+  void* y;               // [m, n] of dtype, row-major; overwritten
+  PackedShape shape;
+  int m;
+  Dtype dtype;
+  // Starts while the stream's preceding kernel still runs and reads weights meanwhile. Right unless
+  // that kernel writes these weights.
+  bool early_start = true;
+};
+
+// Enqueues on `stream` and returns without waiting; allocates nothing.
+// InvalidArgument: outside the limits. Internal: the launch failed.
+absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
+                        cudaStream_t stream);
+
+}  // namespace babai::cuda

@@ -1,0 +1,58 @@
+// y = x * W^T for few tokens: each warp streams its own stretch of W through its own ring.
+//
+//   regime    m in 1..8, where reading W is all the cost
+//   roof      PackedShape::bytes() over memory bandwidth
+//   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A cluster of
+//             1, 2, 4 or 8 blocks owns some strips and splits k; a block's eight warps split its
+//             (strip group, k tile) units into eight contiguous runs. Each warp has its own ring of
+//             bulk copies and barriers, and refills what it has just consumed: no block-wide
+//             barrier until the end, when partial sums meet in shared memory, then across the
+//             cluster. The rings are filled before the preceding kernel's results are waited for.
+//   limits    sm_80 or newer (clusters and early start: sm_90); what PackedShape allows
+//   numerics  integer weights are exact, sums fp32, one fp32 multiply by the scale a group and one
+//             rounding of y. Deterministic for a given plan: every sum has a fixed order
+//   source    fragment order and one-instruction dequantization: MARLIN, Frantar et al. 2024,
+//             arXiv:2408.11743. Differs: subnormal operands instead of a magic number, scales on
+//             the accumulator, a ring a warp, no split across clusters
+//   measured  docs/perf/cuda_gemm.md, by bench/gemm
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/packed_layout.h"
+
+namespace babai::cuda {
+
+constexpr int kStreamMaxTokens = 8;
+constexpr int kStreamWarps = 8;
+
+struct StreamGemmPlan {
+  int tiles = 0;     // strips a warp works on at once: 1..4
+  int splits = 0;    // blocks of a cluster, each with a share of k: 1, 2, 4, 8
+  int clusters = 0;  // the strips are shared out among these
+  int stages = 0;    // ring depth, in units of `tiles` tiles
+};
+
+struct StreamGemmArgs {
+  const void* x;        // [m, k] of dtype, row-major, 16-byte aligned
+  const void* weights;  // packed_layout.h, 128-byte aligned
+  void* y;              // [m, n] of dtype; overwritten
+  PackedShape shape;
+  int m;
+  Dtype dtype;
+};
+
+// Shared memory of one block under this plan.
+int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmPlan& plan);
+
+// The plan we measured to be best; `sms` and `shared_bytes` describe the device. stages == 0: no
+// plan fits, m is too large for k.
+StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
+                              bool has_clusters);
+
+cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& plan,
+                             bool early_start, cudaStream_t stream);
+
+}  // namespace babai::cuda

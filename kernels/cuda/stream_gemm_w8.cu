@@ -1,0 +1,7 @@
+// The 8-bit kernels of stream_gemm.h: a file a width, to compile side by side.
+#include "kernels/cuda/stream_gemm.cuh"
+
+namespace babai::cuda {
+template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, int, Dtype, int,
+                                             const cudaLaunchConfig_t&);
+}  // namespace babai::cuda
