@@ -16,13 +16,16 @@ namespace {
 constexpr int64_t kFitLanes = kLanes<float>;
 constexpr float kLargestHalf = 65504;
 
-// Fractions of the full range. Below a third, clipping costs more than the finer step gains even at
-// two bits; steps of 1 % are finer than the error's dependence on them.
+// Fractions of the full range, in steps finer than the error's dependence on them. Below a third,
+// clipping costs more than the finer step gains even at two bits. Beyond the whole: what a sweep
+// rounds is a weight plus the errors of earlier columns, which no longer keeps to the weights'
+// range.
 std::vector<float> Shrinks(ScaleFit fit) {
   if (fit == ScaleFit::kAbsMax) return {1.0f};
   std::vector<float> shrinks;
-  for (int percent = 100; percent >= 30; --percent)
+  for (int percent = 130; percent >= 30; percent -= 2) {
     shrinks.push_back(static_cast<float>(percent) / 100);
+  }
   return shrinks;
 }
 
@@ -63,11 +66,14 @@ absl::StatusOr<UniformGrid> FitScales(absl::Span<const float> w, int64_t rows, i
   UniformGrid grid = {options.bits, options.symmetric, rows, cols, std::min(options.group, cols)};
   grid.scales.resize(rows * grid.groups());
   grid.zeros.resize(rows * grid.groups());
-  FitTile tile = {.columns = grid.group,
-                  .max_code = static_cast<float>(grid.max_code()),
-                  .symmetric = options.symmetric,
-                  .shrinks = shrinks.data(),
-                  .candidates = static_cast<int64_t>(shrinks.size())};
+  FitTile tile = {
+      .columns = grid.group,
+      .max_code = static_cast<float>(grid.max_code()),
+      .symmetric = options.symmetric,
+      .shrinks = shrinks.data(),
+      .candidates = static_cast<int64_t>(shrinks.size()),
+      // Which end of a range should be clipped is worth a try; two codes further gains nothing.
+      .zero_reach = options.symmetric ? 0.0f : 1.0f};
   const FitTileFn fit = FitTileForCpu();
   std::atomic<bool> finite = true, fits = true;
   const auto work = [&](TileRows part, uint8_t* scratch) {

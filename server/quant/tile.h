@@ -77,6 +77,7 @@ struct FitTile {
   bool symmetric = false;
   const float* shrinks = nullptr;  // candidate ranges, as fractions of the full range; at least one
   int64_t candidates = 0;
+  float zero_reach = 0;  // zero points up to this far from the range's own are tried too
 };
 
 // Chooses, for each lane, the candidate with the least sum of importance * (w - q)^2. `scales`

@@ -54,8 +54,12 @@ inline void SumBlock(const T* l, const T* x, int64_t rows, T* sums) {
 }
 
 template <typename T>
-inline T ClampCode(T code, T max_code, uint8_t) {
+inline T Clamp(T code, T max_code) {
   return code < 0 ? T{0} : code > max_code ? max_code : code;
+}
+template <typename T>
+inline T ClampCode(T code, T max_code, uint8_t) {
+  return Clamp(code, max_code);
 }
 template <typename T>
 inline T ClampCode(T code, T, int32_t) {
@@ -188,14 +192,15 @@ inline void FindRange(const FitTile& t, Range& r) {
   }
 }
 
-inline void Candidate(const FitTile& t, const Range& r, float shrink, float* scale, float* zero) {
+inline void Candidate(const FitTile& t, const Range& r, float shrink, float shift, float* scale,
+                      float* zero) {
   const float middle = (t.max_code + 1) * 0.5f;
   for (int64_t i = 0; i < kFitLanes; ++i) {
     const float span = (r.high[i] - r.low[i]) * shrink;
     // A group of zeros: any scale decodes it; 1 keeps every later value of the group representable.
     scale[i] = span == 0 ? 1.0f : StoredScale(span / t.max_code);
     const float wanted = RoundToEven(-r.low[i] * shrink / scale[i]);
-    const float zero_code = wanted > t.max_code ? t.max_code : wanted;
+    const float zero_code = Clamp(wanted + shift, t.max_code);
     zero[i] = t.symmetric ? middle : zero_code;
   }
 }
@@ -222,21 +227,35 @@ inline void SquaredError(const FitTile& t, const float* scale, const float* zero
   }
 }
 
+// The best parameters of each lane so far.
+struct Best {
+  alignas(64) float error[kFitLanes];
+  float* scales;
+  float* zeros;
+};
+
+inline void KeepBetter(const float* error, const float* scale, const float* zero, Best& best) {
+  for (int64_t i = 0; i < kFitLanes; ++i) {
+    const bool better = error[i] < best.error[i];
+    best.error[i] = better ? error[i] : best.error[i];
+    best.scales[i] = better ? scale[i] : best.scales[i];
+    best.zeros[i] = better ? zero[i] : best.zeros[i];
+  }
+}
+
 void Fit(const FitTile& t, float* scales, float* zeros) {
   Range range;
   FindRange(t, range);
-  Candidate(t, range, t.shrinks[0], scales, zeros);
+  Candidate(t, range, t.shrinks[0], 0, scales, zeros);
   if (t.candidates == 1) return;
-  alignas(64) float best[kFitLanes], scale[kFitLanes], zero[kFitLanes], error[kFitLanes];
-  SquaredError(t, scales, zeros, best);
-  for (int64_t n = 1; n < t.candidates; ++n) {
-    Candidate(t, range, t.shrinks[n], scale, zero);
-    SquaredError(t, scale, zero, error);
-    for (int64_t i = 0; i < kFitLanes; ++i) {
-      const bool better = error[i] < best[i];
-      best[i] = better ? error[i] : best[i];
-      scales[i] = better ? scale[i] : scales[i];
-      zeros[i] = better ? zero[i] : zeros[i];
+  alignas(64) float scale[kFitLanes], zero[kFitLanes], error[kFitLanes];
+  Best best = {{}, scales, zeros};
+  SquaredError(t, scales, zeros, best.error);
+  for (int64_t n = 0; n < t.candidates; ++n) {
+    for (float shift = -t.zero_reach; shift <= t.zero_reach; ++shift) {
+      Candidate(t, range, t.shrinks[n], shift, scale, zero);
+      SquaredError(t, scale, zero, error);
+      KeepBetter(error, scale, zero, best);
     }
   }
 }
