@@ -57,10 +57,11 @@ class Runner {
   virtual void CopyKvBlock(int32_t from, int32_t to) = 0;
 };
 
-// Bytes a runner would take, before it is made: weights in execution layout and one KV block.
+// Bytes a runner would take, before it is made.
 struct MemoryPlan {
-  int64_t weight_bytes = 0;
-  int64_t kv_bytes_per_block = 0;
+  int64_t weight_bytes = 0;        // in execution layout
+  int64_t kv_bytes_per_block = 0;  // of all layers
+  int64_t work_bytes = 0;          // buffers of a step
 };
 absl::StatusOr<MemoryPlan> PlanMemory(const PackedModel& model, const RunnerOptions& options);
 
