@@ -1,5 +1,6 @@
 #include "server/quant/layer.h"
 
+#include <cmath>
 #include <new>
 #include <optional>
 #include <utility>
@@ -77,6 +78,10 @@ absl::StatusOr<QuantizedLinear> Quantize(absl::Span<const float> w, int64_t n, i
       PackInt(solution->codes, grid->scales, zeros, n, k, grid->group, grid->bits);
   if (!packed.ok()) return packed.status();
   const Certificate certificate = MakeCertificate(*solution, *grid, factor, *packed);
+  if (!std::isfinite(certificate.proxy_loss)) {
+    return Refuse(absl::StatusCode::kFailedPrecondition, reason::kHessianNotPositiveDefinite, "",
+                  "the calibration inputs of a layer are too small or too large for fp32");
+  }
   return QuantizedLinear{*std::move(packed), certificate};
 }
 

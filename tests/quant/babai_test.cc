@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cpu/isa.h"
 #include "server/quant/certificate.h"
 #include "server/quant/scale_fit.h"
 #include "server/quant/solver.h"
@@ -149,6 +150,32 @@ TEST(BabaiThreadsTest, ResultDoesNotDependOnThem) {
     EXPECT_EQ(got.losses, want.losses);
     EXPECT_EQ(got.clipped, want.clipped);
   }
+}
+
+// Every instruction set's loops, not only those of this machine's best.
+TEST(BabaiIsaTest, AllGiveTheSameIntegers) {
+  const Problem p = MakeProblem(50, 72, 200, 7);
+  ThreadPool pool(1);
+  const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
+  const UniformGrid grid = Fit(p, 3, false, 72, ScaleFit::kMse, pool);
+  const std::vector<int32_t> reversed(factor.order.rbegin(), factor.order.rend());
+  const auto want = TextbookGptq(p, grid, reversed, factor.damping, /*clip=*/true);
+  const cpu::Isa best = cpu::ActiveIsa();
+  for (cpu::Isa isa : {cpu::Isa::kScalar, cpu::Isa::kAvx2, cpu::Isa::kAvx512Vnni}) {
+    if (!cpu::SetIsa(isa)) continue;
+    const auto exact = Sweep<double, uint8_t>(p, grid, factor, pool);
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), exact.codes.begin())) << cpu::IsaName(isa);
+    const auto fast = Sweep<float, uint8_t>(p, grid, factor, pool);
+    const double loss = ProxyLoss(p, grid, fast.codes, factor.damping);
+    EXPECT_NEAR(Sum(fast.losses), loss, 1e-4 * loss) << cpu::IsaName(isa);
+    // The search picks among candidates of nearly equal error: fp32 rounding may choose another.
+    const UniformGrid searched = Fit(p, 3, false, 72, ScaleFit::kMse, pool);
+    int64_t different = 0;
+    for (size_t i = 0; i < grid.scales.size(); ++i)
+      different += searched.scales[i] != grid.scales[i];
+    EXPECT_LE(different, 3) << cpu::IsaName(isa);
+  }
+  cpu::SetIsa(best);
 }
 
 // A row's result is its own: the same alone as among others.

@@ -149,6 +149,28 @@ TEST_F(LayerTest, DegenerateCalibrationStillGivesAValidResult) {
   }
 }
 
+TEST_F(LayerTest, MassiveActivationsAreSurvived) {
+  Problem p = MakeProblem(12, 128, 400, 12);
+  for (int64_t t = 0; t < p.tokens; ++t) p.x[t * p.k + 77] *= t == 0 ? 1e5f : 100.0f;
+  p.h = testing_quant::SecondMoment(p.x, p.tokens, p.k);
+  const Recipe recipe = *PresetRecipe("babai");
+  const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+  const auto q = Quantize(p, &factor, recipe);
+  ASSERT_TRUE(q.ok()) << q.status();
+  EXPECT_LT(q->certificate.relative_error, 0.1);
+}
+
+// No result rather than a wrong one: 1 / L_pp exceeds fp32.
+TEST_F(LayerTest, FailsLoudlyWhenTheSweepOverflows) {
+  Problem p = MakeProblem(4, 32, 100, 13);
+  for (double& h : p.h) h *= 1e-90;
+  const Recipe recipe = *PresetRecipe("babai");
+  const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+  const auto q = Quantize(p, &factor, recipe);
+  EXPECT_EQ(q.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(q.status()), reason::kHessianNotPositiveDefinite);
+}
+
 TEST_F(LayerTest, RefusesByName) {
   const Problem p = MakeProblem(4, 96, 200, 6);
   const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
