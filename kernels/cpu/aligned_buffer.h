@@ -1,34 +1,40 @@
 // Memory that kernels read in whole cache lines.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 namespace babai::cpu {
 
-// Owns zeroed memory, aligned to 64 bytes. From 2 MiB on it is aligned to, and advised for, huge
-// pages: a decode step reads all weights, and a 4-KiB page costs a TLB miss each.
+// Owns zeroed memory, aligned to 64 bytes; from 2 MiB on aligned to, and advised for, huge pages.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   // Null data() when the system has no memory left; bytes >= 0.
   explicit AlignedBuffer(int64_t bytes);
-  ~AlignedBuffer();
-  AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+  // The same, cut one after another from large regions of huge pages: a decode step reads all
+  // weights, and a page of 4 KiB costs it a TLB miss and a restart of the processor's prefetcher.
+  // A region is given back when its last buffer goes, so this is for what lives long. Thread-safe.
+  static AlignedBuffer ForWeights(int64_t bytes);
+
+  uint8_t* data() { return data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+  int64_t size() const { return bytes_; }
+
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+  AlignedBuffer(AlignedBuffer&& other) noexcept { *this = std::move(other); }
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
+    data_ = std::move(other.data_);
+    bytes_ = other.bytes_;
+    other.bytes_ = 0;
     return *this;
   }
 
-  uint8_t* data() { return data_; }
-  const uint8_t* data() const { return data_; }
-  int64_t size() const { return bytes_; }
-
  private:
-  uint8_t* data_ = nullptr;
+  std::shared_ptr<uint8_t> data_;  // or a part of a region that others share
   int64_t bytes_ = 0;
 };
 

@@ -28,6 +28,7 @@ struct Int8Tile {
     } else {
       S::template Unpack<kBits, 1>(block, lane, w);
     }
+#pragma GCC unroll 8  // or the sums live in memory
     for (int t = 0; t < T; ++t) {
       const auto init = S::template Init<kBits, kAsym>(zeros, x.neg_sums[entry + t]);
       const auto dot = S::template Dot<kBits>(w, x.q + (entry + t) * kActGroup, init);

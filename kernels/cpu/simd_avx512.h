@@ -26,7 +26,10 @@ struct Avx512 {
   }
   static F LoadN(const float* p, int n) { return _mm512_maskz_loadu_ps(FirstLanes(n), p); }
   static void Store(float* p, F v) { _mm512_storeu_ps(p, v); }
-  static void StoreN(float* p, F v, int n) { _mm512_mask_storeu_ps(p, FirstLanes(n), v); }
+  static void StoreN(float* p, F v, int n) {
+    if (n == 16) return Store(p, v);  // masked stores are slow on some processors
+    _mm512_mask_storeu_ps(p, FirstLanes(n), v);
+  }
   static void Store(Half* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -120,9 +120,9 @@ absl::StatusOr<PackedIntWeights> PackedIntWeights::Make(absl::Span<const PackedI
   w.group_ = like.group < like.cols ? like.group : CeilDiv(like.cols, kActGroup) * kActGroup;
   const int64_t block_bytes = 128 * w.bits_;
   const int64_t meta = w.row_blocks() * w.groups() * kLanes;
-  w.codes_ = AlignedBuffer(w.row_blocks() * w.col_blocks() * block_bytes);
-  w.scales_ = AlignedBuffer(meta * 2);
-  if (!like.symmetric()) w.zeros_ = AlignedBuffer(meta);
+  w.codes_ = AlignedBuffer::ForWeights(w.row_blocks() * w.col_blocks() * block_bytes);
+  w.scales_ = AlignedBuffer::ForWeights(meta * 2);
+  if (!like.symmetric()) w.zeros_ = AlignedBuffer::ForWeights(meta);
   if (w.codes_.data() == nullptr || w.scales_.data() == nullptr ||
       (!like.symmetric() && w.zeros_.data() == nullptr)) {
     return NoMemory(w.row_blocks() * w.col_blocks() * block_bytes + meta * 3);
@@ -170,7 +170,7 @@ absl::StatusOr<DenseWeights> DenseWeights::Make(absl::Span<const DenseView> part
   w.cols_ = parts[0].cols;
   w.type_ = parts[0].type;
   const int64_t bytes = w.panels() * kLanes * w.cols_ * FloatTypeBytes(w.type_);
-  w.data_ = AlignedBuffer(bytes);
+  w.data_ = AlignedBuffer::ForWeights(bytes);
   if (w.data_.data() == nullptr) return NoMemory(bytes);
   if (w.type_ == FloatType::kF32) {
     PackDense(parts, reinterpret_cast<float*>(w.data_.data()));
