@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
-#include <set>
+#include <utility>
 
 #include "server/model/refusal.h"
 
@@ -12,49 +12,95 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Thrown through the parser by the guard below and caught in ParseJsonObject().
-struct Refused {
-  std::string why;
-};
-
-// Watches a parse. The library keeps the last of two equal keys; two readers that disagree on which
-// one counts are how a checked value and a used value come apart, so equal keys are refused.
-class Guard {
+// Builds the value from parse events. The library's own builders keep the last of two equal keys
+// (two readers that disagree on which one counts are how a checked value and a used value come
+// apart), and the one that takes a callback needs quadratic time for an object of many members.
+class Builder : public nlohmann::json_sax<Json> {
  public:
-  explicit Guard(const JsonLimits& limits) : limits_(limits) {}
+  explicit Builder(const JsonLimits& limits) : limits_(limits) {}
 
-  // `depth` counts the open arrays and objects. Returns whether to keep the value. The end of a
-  // value that is not kept is never announced, so nothing here relies on ends.
-  bool operator()(int depth, Json::parse_event_t event, const Json& value) {
-    using Event = Json::parse_event_t;
-    const bool starts = event == Event::object_start || event == Event::array_start;
-    if (starts && depth >= limits_.depth) throw Refused{"is nested too deeply"};
-    if ((starts || event == Event::value) && ++values_ > limits_.values) {
-      throw Refused{"holds too many values"};
-    }
-    if (starts) {
-      keys_.resize(depth + 1);
-      keys_[depth].clear();
-    }
-    if (event == Event::key) AddKey(depth, value.get_ref<const std::string&>());
-    return !(dropping_ && depth > 1);
+  Json& root() { return root_; }
+  const std::string& why() const { return why_; }  // after a false return of the parser
+
+  bool null() override { return Put(nullptr); }
+  bool boolean(bool value) override { return Put(value); }
+  bool number_integer(number_integer_t value) override { return Put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return Put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return Put(value); }
+  bool string(string_t& value) override { return Put(std::move(value)); }
+  bool binary(binary_t&) override { return Refuse("holds binary data"); }
+  bool start_object(size_t) override { return Open(Json::object()); }
+  bool start_array(size_t) override { return Open(Json::array()); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+
+  bool key(string_t& key) override {
+    if (skipped_depth_ > 0) return true;
+    const auto [member, added] =
+        open_.back()->get_ref<Json::object_t&>().emplace(std::move(key), nullptr);
+    if (!added) return Refuse("has the key " + Quoted(member->first) + " twice");
+    member_ = &member->second;
+    const auto& dropped = limits_.dropped;
+    skip_next_ = open_.size() == 1 &&
+                 std::find(dropped.begin(), dropped.end(), member->first) != dropped.end();
+    return true;
+  }
+
+  bool parse_error(size_t position, const std::string&, const Json::exception&) override {
+    // The library's message repeats bytes of the file: only the position is passed on.
+    return Refuse("is not valid JSON near byte " + std::to_string(position));
   }
 
  private:
-  void AddKey(int depth, const std::string& key) {
-    if (depth == 1) {
-      dropping_ =
-          std::find(limits_.dropped.begin(), limits_.dropped.end(), key) != limits_.dropped.end();
+  bool Refuse(std::string why) {
+    why_ = std::move(why);
+    return false;
+  }
+
+  // Where the value went; nullptr: nowhere.
+  Json* Place(Json value) {
+    if (skipped_depth_ > 0) return nullptr;
+    if (open_.empty()) return &(root_ = std::move(value));
+    if (open_.back()->is_array()) return &open_.back()->emplace_back(std::move(value));
+    return &(*member_ = std::move(value));
+  }
+
+  bool Put(Json value) {
+    if (++values_ > limits_.values) return Refuse("holds too many values");
+    if (!std::exchange(skip_next_, false)) Place(std::move(value));
+    return true;
+  }
+
+  bool Open(Json value) {
+    if (++values_ > limits_.values) return Refuse("holds too many values");
+    if (++depth_ > limits_.depth) return Refuse("is nested too deeply");
+    if (skipped_depth_ > 0 || std::exchange(skip_next_, false)) {
+      ++skipped_depth_;
+    } else {
+      open_.push_back(Place(std::move(value)));
     }
-    if (dropping_ && depth > 1) return;
-    if (!keys_[depth - 1].insert(key).second)
-      throw Refused{"has the key " + Quoted(key) + " twice"};
+    return true;
+  }
+
+  bool Close() {
+    --depth_;
+    if (skipped_depth_ > 0) {
+      --skipped_depth_;
+    } else {
+      open_.pop_back();
+    }
+    return true;
   }
 
   const JsonLimits& limits_;
-  std::vector<std::set<std::string>> keys_;  // of the open object at each depth
+  Json root_;
+  std::vector<Json*> open_;  // arrays and objects, outermost first
+  Json* member_ = nullptr;   // of open_.back(), where the next value goes
+  bool skip_next_ = false;
+  int skipped_depth_ = 0;  // open arrays and objects of a dropped member
+  int depth_ = 0;
   int64_t values_ = 0;
-  bool dropping_ = false;
+  std::string why_;
 };
 
 std::string Range(double low, double high) {
@@ -88,18 +134,10 @@ bool IsNumberIn(const Json& value, double low, double high) {
 absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view file,
                                      const JsonLimits& limits) {
   try {
-    Guard guard(limits);
-    Json json = Json::parse(text.begin(), text.end(), std::ref(guard));
-    if (!json.is_object()) return BadFile(file, "is not a JSON object");
-    return json;
-  } catch (const Refused& refused) {
-    return BadFile(file, refused.why);
-  } catch (const Json::exception& error) {
-    // The library's message repeats bytes of the file: only the position is passed on.
-    const auto* parse = dynamic_cast<const Json::parse_error*>(&error);
-    return BadFile(file, parse == nullptr
-                             ? "is not valid JSON (a number is out of range)"
-                             : "is not valid JSON near byte " + std::to_string(parse->byte));
+    Builder builder(limits);
+    if (!Json::sax_parse(text.begin(), text.end(), &builder)) return BadFile(file, builder.why());
+    if (!builder.root().is_object()) return BadFile(file, "is not a JSON object");
+    return std::move(builder.root());
   } catch (const std::bad_alloc&) {
     return BadFile(file, "needs more memory than there is");
   }

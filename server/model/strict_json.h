@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -18,7 +17,7 @@ namespace babai {
 struct JsonLimits {
   int depth = 32;            // nested arrays and objects
   int64_t values = 1 << 20;  // numbers, strings, objects ... in the whole text
-  // Top-level keys whose values are checked but not kept (a vocabulary nobody asked for).
+  // Top-level keys whose values become null unread (a vocabulary that nobody asked for).
   std::vector<std::string> dropped;
 };
 
