@@ -73,7 +73,7 @@ impl Guard {
     /// Sorted, disjoint byte ranges.
     fn risky(&self, text: &str) -> Vec<Range<usize>> {
         if self.mark_all {
-            return vec![0..text.len()];
+            return Vec::from([0..text.len()]);
         }
         let mut ranges: Vec<Range<usize>> =
             self.finder.find_overlapping_iter(text).map(|m| m.range()).collect();

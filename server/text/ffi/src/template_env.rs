@@ -177,7 +177,7 @@ fn strftime(format: &str, seconds: u64) -> Option<String> {
 
 /// Year, month from 0 and day from 1 of a day counted from 1970-01-01.
 fn civil(mut days: u64) -> (u64, usize, u64) {
-    let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
+    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
