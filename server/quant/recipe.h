@@ -1,5 +1,5 @@
 // A recipe: how a model is to be quantized, as a value. Presets are values with a name; every
-// method is a combination of stages (DESIGN: S1 transform .. S8 post), not a class.
+// method is a combination of stages (transform, target, metric, grid, solver, ...), not a class.
 #pragma once
 
 #include <cstdint>
