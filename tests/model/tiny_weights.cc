@@ -63,7 +63,9 @@ class WeightMaker {
 
  private:
   void Embedding(const std::string& stem, int64_t rows) {
-    tensors_.push_back(Random(m_, stem + ".weight", {rows, m_.hidden}, 0, 1));
+    // A tied embedding is the head too: with values near 1, logits would be near sqrt(hidden).
+    const double size = IsTied(m_) ? std::sqrt(3.0 / static_cast<double>(m_.hidden)) : 1;
+    tensors_.push_back(Random(m_, stem + ".weight", {rows, m_.hidden}, 0, size));
   }
   void Norm(const std::string& stem, int64_t size) {
     const double middle = m_.family == "gemma3" ? 0 : 1;
