@@ -69,7 +69,8 @@ struct AttentionArgs {
 // Enough scratch for any batch whose contexts have at most `max_context` positions.
 int64_t AttentionScratchBytes(const KvShape& shape, int64_t max_context, int threads);
 
-// A query at position p sees positions 0..p of its sequence, which AppendKv has written.
+// A query at position p sees positions 0..p of its sequence, which AppendKv has written. With a
+// window, blocks that end before it are not read: they may have been given back.
 void PagedAttention(const PagedKv& kv, absl::Span<const SequenceRows> sequences,
                     const AttentionArgs& args, ThreadPool& pool);
 
