@@ -263,7 +263,7 @@ void Attention(double limit, ThreadPool& pool) {
 
 void Barriers(ThreadPool& pool) {
   constexpr int kRounds = 1000;
-  Print("thread meetings", kRounds / 1e6, "M/s", Measure([&] {
+  Print("thread meetings", kRounds / 1e3, "thousand/s", Measure([&] {
           for (int i = 0; i < kRounds; ++i) pool.RunOnAll([](int, int) {});
         }),
         0);
