@@ -1,0 +1,69 @@
+// Quantizes a model block by block, true-sequentially: inside a block each group of linears sees
+// inputs made by everything quantized before it, and every sequence passes each block once.
+#pragma once
+
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/cpu/thread_pool.h"
+#include "server/jobs/forward.h"
+#include "server/model/checkpoint.h"
+#include "server/quant/layer.h"
+#include "server/quant/recipe.h"
+#include "server/store/packed_model.h"
+
+namespace babai {
+
+// "block-00007.safetensors"
+std::string BlockFileName(int64_t block);
+
+// What the quantizer works with. Nothing is owned.
+struct QuantizerInputs {
+  const Checkpoint& checkpoint;
+  const Recipe& recipe;
+  PackedModelWriter& writer;
+  ThreadPool& pool;
+  const std::function<bool()>& stop;
+  // Sequences through the quantized model; the first `training` give moments. Null: the recipe
+  // needs none and nothing is evaluated.
+  CalibrationStream* stream = nullptr;
+  int64_t training = 0;
+  // The held-out sequences through the original model, or null.
+  CalibrationStream* reference = nullptr;
+};
+
+class BlockQuantizer {
+ public:
+  explicit BlockQuantizer(const QuantizerInputs& inputs);
+
+  // Solves block after block; each becomes a file of the packed model. `on_linear` gets each
+  // linear's report, `on_group` (block, fraction of the block) after each group. Errors name the
+  // block.
+  absl::Status Run(absl::FunctionRef<void(const LinearReport&, absl::Duration)> on_linear,
+                   absl::FunctionRef<void(int64_t, double)> on_group);
+
+ private:
+  struct Block {
+    std::map<std::string, std::vector<float>> weights;  // "q", "k" ... of the block's linears
+  };
+  using OnLinear = absl::FunctionRef<void(const LinearReport&, absl::Duration)>;
+
+  absl::StatusOr<Block> ReadBlock(int64_t block) const;
+  absl::Status RunBlock(int64_t index, Block block, OnLinear on_linear,
+                        absl::FunctionRef<void(double)> on_group);
+  absl::Status RunGroup(int64_t index, Group group, Block& block, OnLinear on_linear);
+  absl::StatusOr<std::unique_ptr<Factor>> MakeFactor(Group group);
+  absl::Status AddOthers(int64_t index);
+
+  const QuantizerInputs in_;
+  const ModelConfig& config_;
+};
+
+}  // namespace babai

@@ -1,0 +1,128 @@
+#include "server/jobs/evaluation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "server/reason/reason.h"
+
+namespace babai {
+namespace {
+
+constexpr int64_t kMaxLogits = 16 << 20;  // of one model, at a time
+
+// What one prediction adds to the sums.
+struct Prediction {
+  double reference_nll = 0, nll = 0, kl = 0;
+  bool agree = false;
+};
+
+// log(sum(exp(logits))), in fp64.
+double LogSumExp(absl::Span<const float> logits, float max) {
+  double sum = 0;
+  for (const float l : logits) sum += std::exp(double{l} - max);
+  return max + std::log(sum);
+}
+
+Prediction Compare(absl::Span<const float> p, absl::Span<const float> q, int32_t target) {
+  const auto p_best = std::max_element(p.begin(), p.end()),
+             q_best = std::max_element(q.begin(), q.end());
+  const double p_norm = LogSumExp(p, *p_best), q_norm = LogSumExp(q, *q_best);
+  Prediction result;
+  result.reference_nll = p_norm - p[target];
+  result.nll = q_norm - q[target];
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double log_p = p[i] - p_norm;
+    result.kl += std::exp(log_p) * (log_p - (q[i] - q_norm));
+  }
+  result.agree = p_best - p.begin() == q_best - q.begin();
+  return result;
+}
+
+// The head of one model, applied to some rows at a time.
+class Head {
+ public:
+  Head(const ModelConfig& config, EvaluatedModel model, ThreadPool& pool)
+      : config_(config), model_(std::move(model)), weights_(config.hidden), pool_(pool) {
+    weights_.Add(std::move(model_.head));
+  }
+
+  // Logits [rows, vocab] of positions [begin, begin + rows) of a held-out sequence.
+  absl::Status Logits(int64_t sequence, int64_t begin, int64_t rows, std::vector<float>& logits) {
+    norm_.resize(rows * config_.hidden);
+    logits.resize(rows * config_.vocab);
+    const float* hidden =
+        model_.stream->hidden(model_.first_sequence + sequence) + begin * config_.hidden;
+    NormRows(config_, model_.params->final_norm, hidden, rows, norm_.data(), pool_);
+    auto status = weights_.Multiply(norm_.data(), rows, logits.data(), pool_);
+    if (status.ok()) FinishLogits(config_, *model_.params, logits.data(), rows, pool_);
+    return status;
+  }
+
+  const Sequence& tokens(int64_t sequence) const {
+    return model_.stream->tokens(model_.first_sequence + sequence);
+  }
+
+ private:
+  const ModelConfig& config_;
+  EvaluatedModel model_;
+  StackedWeights weights_;
+  ThreadPool& pool_;
+  std::vector<float> norm_;
+};
+
+Evaluation Summarize(const std::vector<Prediction>& predictions) {
+  Prediction sum;
+  int64_t agreements = 0;
+  for (const Prediction& p : predictions) {
+    sum.reference_nll += p.reference_nll;
+    sum.nll += p.nll;
+    sum.kl += p.kl;
+    agreements += p.agree;
+  }
+  const double count = predictions.size();
+  Evaluation evaluation;
+  evaluation.tokens = predictions.size();
+  evaluation.perplexity = std::exp(sum.nll / count);
+  evaluation.reference_perplexity = std::exp(sum.reference_nll / count);
+  evaluation.mean_kl = sum.kl / count;
+  evaluation.top1_agreement = agreements / count;
+  return evaluation;
+}
+
+}  // namespace
+
+absl::StatusOr<Evaluation> EvaluateStreams(const ModelConfig& config, EvaluatedModel reference,
+                                           EvaluatedModel quantized, int64_t sequences,
+                                           ThreadPool& pool, const std::function<bool()>& stop) {
+  Head p(config, std::move(reference), pool), q(config, std::move(quantized), pool);
+  const int64_t step = std::max<int64_t>(1, kMaxLogits / config.vocab);
+  std::vector<Prediction> predictions;
+  std::vector<float> p_logits, q_logits;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const Sequence& tokens = p.tokens(s);
+    const int64_t last = static_cast<int64_t>(tokens.size()) - 1;
+    for (int64_t begin = 0; begin < last; begin += step) {
+      if (stop()) return absl::CancelledError("stopped");
+      const int64_t rows = std::min(step, last - begin);
+      if (auto status = p.Logits(s, begin, rows, p_logits); !status.ok()) return status;
+      if (auto status = q.Logits(s, begin, rows, q_logits); !status.ok()) return status;
+      const size_t done = predictions.size();
+      predictions.resize(done + rows);
+      pool.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; ++r) {
+          predictions[done + r] =
+              Compare(absl::MakeConstSpan(p_logits).subspan(r * config.vocab, config.vocab),
+                      absl::MakeConstSpan(q_logits).subspan(r * config.vocab, config.vocab),
+                      tokens[begin + r + 1]);
+        }
+      });
+    }
+  }
+  const Evaluation evaluation = Summarize(predictions);
+  if (std::isfinite(evaluation.mean_kl)) return evaluation;
+  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kCalibrationNonFinite, "calibration",
+                "the model gives logits that are not finite");
+}
+
+}  // namespace babai

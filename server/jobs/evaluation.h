@@ -1,0 +1,30 @@
+// The quality of the packed model on held-out tokens, from the last hidden states of two streams:
+// the original's and the quantized model's. Each sequence of L tokens gives L - 1 predictions.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/thread_pool.h"
+#include "server/engine/block.h"
+#include "server/jobs/forward.h"
+#include "server/store/packed_model.h"
+
+namespace babai {
+
+// One side of the comparison. The stream has passed every block.
+struct EvaluatedModel {
+  const CalibrationStream* stream = nullptr;
+  int64_t first_sequence = 0;  // of the stream: where the held-out ones begin
+  const ModelParams* params = nullptr;
+  std::vector<float> head;  // [vocab, hidden]
+};
+
+// Perplexities, mean KL(P_reference || P_quantized) in nats and top-1 agreement of `sequences`
+// held-out sequences. FailedPrecondition CALIBRATION_NON_FINITE: a logit is NaN or infinite.
+absl::StatusOr<Evaluation> EvaluateStreams(const ModelConfig& config, EvaluatedModel reference,
+                                           EvaluatedModel quantized, int64_t sequences,
+                                           ThreadPool& pool, const std::function<bool()>& stop);
+
+}  // namespace babai

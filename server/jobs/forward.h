@@ -1,0 +1,113 @@
+// The calibration forward pass: many whole sequences through one decoder block at a time, fp32,
+// split at its linears so that the quantizer can stand between them. What lies between linears is
+// server/engine/block.h; the products are server/quant/linalg.h.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/cpu/thread_pool.h"
+#include "server/engine/block.h"
+#include "server/jobs/calibration.h"
+#include "server/model/config.h"
+
+namespace babai {
+
+// The four groups of linears of a block that share an input, in the order of the forward pass.
+enum class Group { kQkv, kO, kGateUp, kDown };
+inline constexpr Group kGroups[] = {Group::kQkv, Group::kO, Group::kGateUp, Group::kDown};
+// "q", "k", "v" ...
+std::vector<std::string> LinearsOf(const ModelConfig& config, Group group);
+// Width of the group's input.
+int64_t InputsOf(const ModelConfig& config, Group group);
+
+// Weights [n, k] of the linears of a group, stacked by rows and transposed: ready for x W'.
+class StackedWeights {
+ public:
+  explicit StackedWeights(int64_t inputs) : inputs_(inputs) {}
+  // Every linear is added once, before the first product.
+  void Add(std::vector<float> weight);
+  int64_t outputs() const { return outputs_; }
+  // Column of `y` where the linear added as number `index` begins.
+  int64_t begin(size_t index) const { return begins_[index]; }
+  // y [tokens, outputs()] = x [tokens, inputs] W'.
+  absl::Status Multiply(const float* x, int64_t tokens, float* y, ThreadPool& pool);
+
+ private:
+  void Transpose(ThreadPool& pool);
+
+  int64_t inputs_, outputs_ = 0;
+  std::vector<int64_t> begins_;
+  std::vector<std::vector<float>> parts_;  // until they are transposed
+  std::vector<float> transposed_;          // [inputs, outputs]
+};
+
+// Hidden states of sequences of one length, and the stages of a block over them.
+//
+// For each group in turn: Inputs(group, ...) shows what the group's linears are given, then
+// Advance(group, weights) goes on with what they are to be from now on. Both work in chunks of
+// whole sequences, so that memory beyond the hidden states does not grow with their number.
+class CalibrationStream {
+ public:
+  // The MLP's inner activations of all sequences, several times the hidden states, are kept if they
+  // take at most `max_inner_bytes`, else computed again when they are asked for: the same numbers.
+  CalibrationStream(const ModelConfig& config, std::vector<Sequence> sequences, ThreadPool& pool,
+                    std::function<bool()> stop, int64_t max_inner_bytes = kMaxInnerBytes);
+  static constexpr int64_t kMaxInnerBytes = int64_t{4} << 30;
+
+  int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
+  int64_t length() const { return length_; }
+  const Sequence& tokens(int64_t sequence) const { return sequences_[sequence]; }
+  const float* hidden(int64_t sequence) const {
+    return hidden_.data() + sequence * length_ * config_.hidden;
+  }
+
+  // embedding [vocab, hidden].
+  void Embed(absl::Span<const float> embedding, const ModelParams& params);
+  void BeginBlock(int64_t block, const BlockParams* params);
+
+  // Calls see(rows, tokens) with the group's inputs, chunk after chunk, of the first `limit`
+  // sequences. Cancelled when stop() says so, or what `see` returned.
+  absl::Status Inputs(Group group, int64_t limit,
+                      absl::FunctionRef<absl::Status(const float*, int64_t)> see);
+  absl::Status Advance(Group group, StackedWeights weights);
+
+ private:
+  // Some whole sequences, and their rows of the hidden states.
+  struct Chunk {
+    int64_t first = 0, count = 0;  // sequences
+    int64_t tokens = 0;
+    float* x = nullptr;
+  };
+  absl::Status ForEachChunk(int64_t limit, absl::FunctionRef<absl::Status(const Chunk&)> visit);
+  absl::StatusOr<const float*> GroupInput(Group group, const Chunk& chunk);
+  absl::Status Attend(const Chunk& chunk, StackedWeights& weights);
+  absl::Status RunMlp(const Chunk& chunk, StackedWeights& weights, float* out);
+  float* InnerRows(const Chunk& chunk, int64_t width) {
+    return inner_.data() + chunk.first * length_ * width;
+  }
+
+  const ModelConfig& config_;
+  const std::vector<Sequence> sequences_;
+  ThreadPool& pool_;
+  const std::function<bool()> stop_;
+  const int64_t length_;
+  const bool
+      keeps_activations_;  // else the MLP's inner part is computed again whenever it is asked for
+  int64_t block_ = 0;
+  const BlockParams* params_ = nullptr;
+  std::vector<int32_t> positions_;  // of one chunk: 0 .. length-1, again and again
+  RotaryAngles angles_;             // of these
+  std::vector<float> hidden_;       // [sequences, length, hidden], the residual stream
+  std::vector<float> inner_;        // attention's outputs, then the MLP's: inputs of o and of down
+  std::vector<float> norm_, product_, activated_;  // one chunk
+  std::optional<StackedWeights> mlp_;              // of this block, unless activations are kept
+};
+
+}  // namespace babai
