@@ -1,0 +1,38 @@
+// Series read from the engine and the catalog at the moment of a scrape.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "prometheus/collectable.h"
+#include "server/engine/engine.h"
+#include "server/store/catalog.h"
+
+namespace babai {
+
+// Thread-safe.
+class Scrape final : public prometheus::Collectable {
+ public:
+  void Attach(const Engine* engine, const Catalog* catalog);
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  // Counters of a model that was unloaded and loaded again start at zero; a counter on the page may
+  // not fall, so what was counted before is kept here.
+  struct Total {
+    int64_t before = 0, last = 0;
+    double Next(int64_t now);
+  };
+  struct Totals {
+    Total prompt_tokens, generation_tokens, preemptions, steps;
+  };
+
+  mutable std::mutex mutex_;
+  const Engine* engine_ = nullptr;
+  const Catalog* catalog_ = nullptr;
+  mutable std::map<std::string, Totals> totals_;
+};
+
+}  // namespace babai

@@ -1,0 +1,256 @@
+// babai-server: flags, wiring, drain.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/engine/engine.h"
+#include "server/flags.h"
+#include "server/http/metrics.h"
+#include "server/jobs/job.h"
+#include "server/jobs/quantize_job.h"
+#include "server/log.h"
+#include "server/reason/reason.h"
+#include "server/rpc/rpc_server.h"
+#include "server/store/catalog.h"
+
+namespace babai {
+namespace {
+
+// SIGTERM and SIGINT wait for sigwait() in every thread started from now on.
+sigset_t BlockStopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return set;
+}
+
+absl::Status CheckDevice(const std::string& device) {
+  if (device != "cuda") return absl::OkStatus();
+  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kDeviceUnavailable, "device",
+                "this release has no CUDA backend; use --device auto or cpu");
+}
+
+absl::StatusOr<std::vector<std::filesystem::path>> RootsOf(const ServerFlags& flags) {
+  std::vector<std::filesystem::path> roots;
+  for (const std::string& root : flags.model_roots) {
+    if (root.empty()) continue;
+    std::error_code error;
+    const auto real = std::filesystem::canonical(root, error);
+    if (error || !std::filesystem::is_directory(real, error)) {
+      return InvalidField("model_roots", absl::StrCat("'", root, "' is not a folder"));
+    }
+    roots.push_back(real);
+  }
+  return roots;
+}
+
+// Two servers in one data directory would remove each other's unfinished work. Held while the
+// process lives: the descriptor is never closed.
+absl::Status LockDataDir(const std::filesystem::path& data_dir) {
+  std::error_code error;
+  std::filesystem::create_directories(data_dir, error);
+  const int lock = open((data_dir / "lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+  if (error || lock < 0) {
+    return Refuse(absl::StatusCode::kPermissionDenied, reason::kIoError, "data_dir",
+                  absl::StrCat("cannot write in '", data_dir.string(), "'"));
+  }
+  if (flock(lock, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
+  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kIoError, "data_dir",
+                absl::StrCat("another server uses '", data_dir.string(), "'"));
+}
+
+EngineOptions EngineOptionsOf(const ServerFlags& flags) {
+  EngineOptions options;
+  options.threads = flags.threads;
+  options.max_queue = flags.max_queue;
+  options.max_sequences = flags.max_sequences;
+  options.memory_limit_bytes = static_cast<int64_t>(flags.memory_limit);
+  options.kv_bytes_per_model = static_cast<int64_t>(flags.kv_bytes_per_model);
+  options.max_context = flags.max_context;
+  return options;
+}
+
+// Everything a running server is made of, taken apart in the opposite order.
+class Server {
+ public:
+  Server(const ServerFlags& flags, const Log& log)
+      : flags_(flags), log_(log), metrics_(BABAI_VERSION) {}
+
+  ~Server() {
+    rpc_for_jobs_ = nullptr;
+    if (rpc_) rpc_->Stop(absl::Now());
+    if (jobs_) jobs_->Shutdown();
+    metrics_.Detach();
+  }
+
+  absl::Status Start() {
+    if (absl::Status s = CheckDevice(flags_.device); !s.ok()) return s;
+    auto roots = RootsOf(flags_);
+    if (!roots.ok()) return roots.status();
+    if (roots->empty()) {
+      log_.Write(LogLevel::kWarning, "no --model_roots: file:// URIs will be refused");
+    }
+    if (absl::Status s = LockDataDir(flags_.data_dir); !s.ok()) return s;
+    auto catalog = Catalog::Open(flags_.data_dir);
+    if (!catalog.ok()) return catalog.status();
+    catalog_ = *std::move(catalog);
+    auto engine = Engine::Create(EngineOptionsOf(flags_), catalog_.get(), &metrics_);
+    if (!engine.ok()) return engine.status();
+    engine_ = *std::move(engine);
+    metrics_.Attach(engine_.get(), catalog_.get());
+    work_ = {catalog_.get(), *std::move(roots), flags_.threads};
+    if (absl::Status s = OpenJobs(); !s.ok()) return s;
+    return Listen();
+  }
+
+  // The contract of scripts: this line, on stdout, once the server serves.
+  void SayReady() const {
+    std::printf("ready listen=%s metrics=%s\n", rpc_->address().c_str(), metrics_address_.c_str());
+    std::fflush(stdout);
+    log_.Write(LogLevel::kInfo, "ready",
+               {{"version", BABAI_VERSION},
+                {"listen", rpc_->address()},
+                {"metrics", metrics_address_},
+                {"data_dir", flags_.data_dir.string()}});
+  }
+
+  void Drain() {
+    log_.Write(LogLevel::kInfo, "draining", {{"seconds", absl::StrCat(flags_.drain_seconds)}});
+    rpc_->BeginDrain();
+    engine_->Drain(absl::Now() + absl::Seconds(flags_.drain_seconds));
+    rpc_for_jobs_ = nullptr;
+    rpc_->Stop(absl::Now() + absl::Seconds(1));
+    jobs_->Shutdown();
+    log_.Write(LogLevel::kInfo, "stopped");
+  }
+
+ private:
+  absl::Status OpenJobs() {
+    JobManager::Options options;
+    options.database_path = (flags_.data_dir / "jobs.sqlite").string();
+    options.on_change = [this](const Job& job) { OnJobChange(job); };
+    options.on_linear = [this](const LinearReport& linear, absl::Duration took) {
+      metrics_.OnLinear(linear, took);
+    };
+    auto jobs = JobManager::Open(std::move(options), [this](const Job& job, JobContext& context) {
+      return RunQuantizeJob(job, context, work_);
+    });
+    if (jobs.ok()) jobs_ = *std::move(jobs);
+    return jobs.status();
+  }
+
+  absl::Status Listen() {
+    RpcOptions options;
+    options.listen = flags_.listen;
+    options.insecure_listen_anywhere = flags_.insecure_listen_anywhere;
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    options.facts = {.version = BABAI_VERSION,
+                     .threads = flags_.threads > 0 ? flags_.threads : cores,
+                     .max_queue = flags_.max_queue};
+    options.on_call = [this](const CallRecord& call) { OnCall(call); };
+    RpcBackends backends{engine_.get(), catalog_.get(), jobs_.get(),
+                         [this](const QuantizeSpec& spec) { return CheckQuantize(spec, work_); }};
+    auto rpc = RpcServer::Start(std::move(options), std::move(backends));
+    if (!rpc.ok()) return rpc.status();
+    rpc_ = *std::move(rpc);
+    rpc_for_jobs_ = rpc_.get();
+    if (flags_.metrics_listen.empty()) return absl::OkStatus();
+    auto address = metrics_.Serve(flags_.metrics_listen);
+    if (address.ok()) metrics_address_ = *std::move(address);
+    return address.status();
+  }
+
+  void OnJobChange(const Job& job) {
+    metrics_.OnJob(job);
+    if (RpcServer* rpc = rpc_for_jobs_) rpc->OnJobChange(job.id);
+    const JobProgress& progress = job.progress;
+    if (progress.state == JobState::kReady) ServeTheNewOne(job.spec.name);
+    const LogLevel level = progress.state == JobState::kFailed ? LogLevel::kWarning
+                           : IsTerminal(progress.state)        ? LogLevel::kInfo
+                                                               : LogLevel::kDebug;
+    log_.Write(level, "job",
+               {{"id", job.id},
+                {"state", std::string(JobStateName(progress.state))},
+                {"model", job.spec.name},
+                {"phase", progress.phase},
+                {"error", std::string(job.error.message())}});
+  }
+
+  // A job may have replaced a model that is in memory: the next request loads what is on the disk.
+  void ServeTheNewOne(const std::string& name) {
+    if (engine_->Status(name).state == LoadState::kUnloaded) return;
+    if (const absl::Status s = engine_->Unload(name); !s.ok()) {
+      log_.Write(LogLevel::kWarning, "the replaced model is busy and still serves",
+                 {{"model", name}, {"error", std::string(s.message())}});
+    }
+  }
+
+  void OnCall(const CallRecord& call) {
+    metrics_.OnCall(call.method, call.status.code(), call.took);
+    const bool bug = call.status.code() == absl::StatusCode::kInternal ||
+                     call.status.code() == absl::StatusCode::kUnknown;
+    log_.Write(bug ? LogLevel::kError : LogLevel::kDebug, "call",
+               {{"method", std::string(call.method)},
+                {"code", absl::StatusCodeToString(call.status.code())},
+                {"reason", ReasonOf(call.status)},
+                {"seconds", absl::StrCat(absl::ToDoubleSeconds(call.took))},
+                {"peer", call.peer},
+                {"request_id", call.request_id},
+                {"message", std::string(call.status.message())}});
+  }
+
+  const ServerFlags& flags_;
+  const Log& log_;
+  Metrics metrics_;
+  std::unique_ptr<Catalog> catalog_;
+  std::unique_ptr<Engine> engine_;
+  QuantizeEnvironment work_;
+  std::atomic<RpcServer*> rpc_for_jobs_ = nullptr;
+  std::unique_ptr<JobManager> jobs_;
+  std::unique_ptr<RpcServer> rpc_;
+  std::string metrics_address_;
+};
+
+int Main(int argc, char** argv) {
+  ServerFlags flags;
+  if (const int code = ParseServerFlags(argc, argv, flags); code >= 0) return code;
+  const sigset_t stop_signals = BlockStopSignals();
+  const Log log(flags.log_format, flags.log_level);
+  Server server(flags, log);
+  if (const absl::Status s = server.Start(); !s.ok()) {
+    log.Write(LogLevel::kError, "cannot start",
+              {{"code", absl::StatusCodeToString(s.code())},
+               {"reason", ReasonOf(s)},
+               {"field", FieldOf(s)},
+               {"message", std::string(s.message())}});
+    return 1;
+  }
+  server.SayReady();
+  int received = 0;
+  sigwait(&stop_signals, &received);
+  std::thread([stop_signals] {
+    int again = 0;
+    sigwait(&stop_signals, &again);
+    _exit(1);
+  }).detach();
+  server.Drain();
+  return 0;
+}
+
+}  // namespace
+}  // namespace babai
+
+int main(int argc, char** argv) { return babai::Main(argc, argv); }
