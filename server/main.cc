@@ -1,7 +1,5 @@
 // babai-server: flags, wiring, drain.
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -57,21 +55,6 @@ absl::StatusOr<std::vector<std::filesystem::path>> RootsOf(const ServerFlags& fl
   return roots;
 }
 
-// Two servers in one data directory would remove each other's unfinished work. Held while the
-// process lives: the descriptor is never closed.
-absl::Status LockDataDir(const std::filesystem::path& data_dir) {
-  std::error_code error;
-  std::filesystem::create_directories(data_dir, error);
-  const int lock = open((data_dir / "lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
-  if (error || lock < 0) {
-    return Refuse(absl::StatusCode::kPermissionDenied, reason::kIoError, "data_dir",
-                  absl::StrCat("cannot write in '", data_dir.string(), "'"));
-  }
-  if (flock(lock, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
-  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kIoError, "data_dir",
-                absl::StrCat("another server uses '", data_dir.string(), "'"));
-}
-
 EngineOptions EngineOptionsOf(const ServerFlags& flags) {
   EngineOptions options;
   options.threads = flags.threads;
@@ -103,7 +86,6 @@ class Server {
     if (roots->empty()) {
       log_.Write(LogLevel::kWarning, "no --model_roots: file:// URIs will be refused");
     }
-    if (absl::Status s = LockDataDir(flags_.data_dir); !s.ok()) return s;
     auto catalog = Catalog::Open(flags_.data_dir);
     if (!catalog.ok()) return catalog.status();
     catalog_ = *std::move(catalog);
