@@ -17,7 +17,7 @@
 #include "babai/v1/quantization.grpc.pb.h"
 #include "babai/v1/tokenizer.grpc.pb.h"
 #include "client/refusal.h"
-#include "google/longrunning/operations_proto.grpc.pb.h"
+#include "google/longrunning/operations.grpc.pb.h"
 #include "grpcpp/channel.h"
 
 namespace babai::client {

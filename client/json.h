@@ -8,7 +8,7 @@
 #include "babai/v1/generation.pb.h"
 #include "babai/v1/models.pb.h"
 #include "babai/v1/quantization.pb.h"
-#include "google/longrunning/operations_proto.pb.h"
+#include "google/longrunning/operations.pb.h"
 #include "nlohmann/json.hpp"
 
 namespace babai::client {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "google/longrunning/operations_proto.pb.h"
+#include "google/longrunning/operations.pb.h"
 
 namespace babai {
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "google/longrunning/operations_proto.grpc.pb.h"
+#include "google/longrunning/operations.grpc.pb.h"
 #include "server/rpc/call.h"
 #include "server/rpc/change_hub.h"
 #include "server/rpc/operation_source.h"

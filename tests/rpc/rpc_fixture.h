@@ -11,7 +11,7 @@
 #include "babai/v1/models.grpc.pb.h"
 #include "babai/v1/quantization.grpc.pb.h"
 #include "babai/v1/tokenizer.grpc.pb.h"
-#include "google/longrunning/operations_proto.grpc.pb.h"
+#include "google/longrunning/operations.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "grpcpp/create_channel.h"
