@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "server/quant/linalg.h"
+#include "server/reason/reason.h"
 
 namespace babai {
 namespace {
@@ -48,32 +48,38 @@ void StackedWeights::Add(std::vector<float> weight) {
   parts_.push_back(std::move(weight));
 }
 
-absl::Status StackedWeights::Multiply(const float* x, int64_t tokens, float* y, ThreadPool& pool) {
-  if (!parts_.empty()) Transpose(pool);
-  return linalg::Multiply(x, transposed_.data(), y, tokens, outputs_, inputs_);
+absl::Status StackedWeights::Pack() {
+  std::vector<cpu::DenseView> views;
+  for (const std::vector<float>& w : parts_) {
+    const int64_t rows = static_cast<int64_t>(w.size()) / inputs_;
+    views.push_back({w.data(), FloatType::kF32, rows, inputs_});
+  }
+  auto packed = cpu::DenseWeights::Make(views);
+  if (!packed.ok()) return packed.status();
+  packed_.emplace(*std::move(packed));
+  parts_.clear();
+  return absl::OkStatus();
 }
 
-void StackedWeights::Transpose(ThreadPool& pool) {
-  constexpr int64_t kTile =
-      32;  // 32 lines of 128 bytes on both sides: within the first-level cache
-  transposed_.resize(inputs_ * outputs_);
-  for (size_t p = 0; p < parts_.size(); ++p) {
-    const std::vector<float>& w = parts_[p];
-    const int64_t rows = static_cast<int64_t>(w.size()) / inputs_;
-    float* out = transposed_.data() + begins_[p];
-    pool.ParallelFor(inputs_, kTile, [&](int64_t begin, int64_t end) {
-      for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
-        for (int64_t c0 = begin; c0 < end; c0 += kTile) {
-          for (int64_t c = c0; c < std::min(end, c0 + kTile); ++c) {
-            for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r) {
-              out[c * outputs_ + r] = w[r * inputs_ + c];
-            }
-          }
-        }
-      }
-    });
+absl::Status StackedWeights::Multiply(const float* x, int64_t tokens, float* y, ThreadPool& pool) {
+  if (!packed_) {
+    if (auto status = Pack(); !status.ok()) return status;
   }
-  parts_.clear();
+  const int64_t scratch_bytes = cpu::MatmulScratchBytes(tokens, inputs_);
+  if (scratch_.size() < scratch_bytes) scratch_ = cpu::AlignedBuffer(scratch_bytes);
+  if (scratch_.size() < scratch_bytes) {
+    return Refuse(absl::StatusCode::kResourceExhausted, reason::kOutOfMemory, "",
+                  "there was not enough memory for the calibration forward");
+  }
+  cpu::MatmulArgs args;
+  args.x = x;
+  args.m = tokens;
+  args.ldx = inputs_;
+  args.y = y;
+  args.ldy = outputs_;
+  args.scratch = scratch_.data();
+  cpu::MatmulDense(*packed_, args, pool);
+  return absl::OkStatus();
 }
 
 CalibrationStream::CalibrationStream(const ModelConfig& config, std::vector<Sequence> sequences,

@@ -1,6 +1,8 @@
 // The calibration forward pass: many whole sequences through one decoder block at a time, fp32,
 // split at its linears so that the quantizer can stand between them. What lies between linears is
-// server/engine/block.h; the products are server/quant/linalg.h.
+// server/engine/block.h; products are those that serve dense models (kernels/cpu/matmul.h): as fast
+// as LibTorch's or faster, on the same threads as everything here, and with the same bits whatever
+// the chunks and the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,8 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/cpu/aligned_buffer.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/thread_pool.h"
 #include "server/engine/block.h"
 #include "server/jobs/calibration.h"
@@ -27,7 +31,7 @@ std::vector<std::string> LinearsOf(const ModelConfig& config, Group group);
 // Width of the group's input.
 int64_t InputsOf(const ModelConfig& config, Group group);
 
-// Weights [n, k] of the linears of a group, stacked by rows and transposed: ready for x W'.
+// Weights [n, k] of the linears of a group, stacked by rows: one product instead of three.
 class StackedWeights {
  public:
   explicit StackedWeights(int64_t inputs) : inputs_(inputs) {}
@@ -36,16 +40,17 @@ class StackedWeights {
   int64_t outputs() const { return outputs_; }
   // Column of `y` where the linear added as number `index` begins.
   int64_t begin(size_t index) const { return begins_[index]; }
-  // y [tokens, outputs()] = x [tokens, inputs] W'.
+  // y [tokens, outputs()] = x [tokens, inputs] W'. ResourceExhausted OUT_OF_MEMORY.
   absl::Status Multiply(const float* x, int64_t tokens, float* y, ThreadPool& pool);
 
  private:
-  void Transpose(ThreadPool& pool);
+  absl::Status Pack();
 
   int64_t inputs_, outputs_ = 0;
   std::vector<int64_t> begins_;
-  std::vector<std::vector<float>> parts_;  // until they are transposed
-  std::vector<float> transposed_;          // [inputs, outputs]
+  std::vector<std::vector<float>> parts_;  // until they are packed
+  std::optional<cpu::DenseWeights> packed_;
+  cpu::AlignedBuffer scratch_;
 };
 
 // Hidden states of sequences of one length, and the stages of a block over them.
