@@ -223,7 +223,7 @@ class BadInputsTest(unittest.TestCase):
 
     def quantize(self, uri=None, name="bad", preset="babai", texts=None, samples=None, length=None, **recipe):
         q = self.service.quantization
-        request = q.QuantizeRequest(source_uri=uri or f"file://{self.good}", name=name,
+        request = q.QuantizeRequest(source_uri=f"file://{self.good}" if uri is None else uri, name=name,
                                     recipe=self.service.common.Recipe(preset=preset, **recipe))
         if texts is not None:
             request.calibration.texts.CopyFrom(q.Calibration.Texts(texts=texts))
