@@ -12,6 +12,7 @@
 #include "server/jobs/calibration.h"
 #include "server/jobs/evaluation.h"
 #include "server/jobs/job_progress.h"
+#include "server/jobs/memory_plan.h"
 #include "server/jobs/self_calibration.h"
 #include "server/jobs/stored_tensors.h"
 #include "server/reason/reason.h"
@@ -111,6 +112,7 @@ class Run {
     auto earlier = EarlierModel();
     if (!absl::IsNotFound(earlier.status())) return earlier;
     if (auto status = CheckDisk(); !status.ok()) return status;
+    if (auto status = CheckMemoryDemand(); !status.ok()) return status;
     if (auto status = Calibrate(); !status.ok()) return status;
     if (auto status = BeginModel(); !status.ok()) return status;
     if (auto status = WriteRest(); !status.ok()) return status;
@@ -127,6 +129,7 @@ class Run {
   absl::Status OpenSource();
   absl::StatusOr<Manifest> EarlierModel();
   absl::Status CheckDisk();
+  absl::Status CheckMemoryDemand();
   absl::Status Calibrate();
   absl::Status BeginModel();
   absl::Status WriteRest();
@@ -198,6 +201,14 @@ absl::Status Run::CheckDisk() {
   return Refuse(absl::StatusCode::kResourceExhausted, reason::kOutOfDisk, "",
                 "the model needs " + std::to_string(*bytes + kOverhead) + " bytes of disk and " +
                     std::to_string(space.available) + " are free; delete models that are not used");
+}
+
+absl::Status Run::CheckMemoryDemand() {
+  const CalibrationSpec& c = spec_.calibration;
+  const bool evaluated = UsesCalibration(spec_);
+  const int64_t training = spec_.recipe.solver == Solver::kBabai ? c.samples : 0;
+  return CheckMemory(PlanQuantizeMemory(config(), spec_.recipe, training,
+                                        evaluated ? HeldOutSequences(c) : 0, c.length));
 }
 
 absl::Status Run::Calibrate() {

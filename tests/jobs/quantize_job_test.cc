@@ -12,6 +12,7 @@
 #include "server/engine/block.h"
 #include "server/engine/evaluate.h"
 #include "server/jobs/calibration.h"
+#include "server/jobs/memory_plan.h"
 #include "server/quant/layer.h"
 #include "server/reason/reason.h"
 #include "server/store/file.h"
@@ -336,6 +337,25 @@ TEST_F(QuantizeJobTest, FullDiskLeavesNothing) {
     EXPECT_EQ(ReasonOf(manifest.status()), reason::kOutOfDisk) << manifest.status();
     EXPECT_TRUE(NothingIsLeft());
   }
+}
+
+TEST(MemoryPlan, CountsWhatGrowsWithTheData) {
+  ModelConfig config;
+  config.vocab = 1000;
+  config.hidden = 64;
+  config.intermediate = 128;
+  config.heads = config.kv_heads = 4;
+  config.head_dim = 16;
+  const Recipe babai, rtn = *PresetRecipe("rtn");
+  const MemoryDemand one = PlanQuantizeMemory(config, babai, 8, 2, 32);
+  EXPECT_EQ(one.streams, (10 + 2) * 32 * (64 + 128) * 4);
+  EXPECT_EQ(PlanQuantizeMemory(config, babai, 8, 2, 64).streams, 2 * one.streams);
+  EXPECT_EQ(PlanQuantizeMemory(config, rtn, 0, 0, 32).streams, 0);
+  EXPECT_GT(one.block, PlanQuantizeMemory(config, rtn, 0, 0, 32).block);
+  EXPECT_TRUE(CheckMemory(one).ok());
+  const auto refused = CheckMemory({.streams = int64_t{1} << 60});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(refused), reason::kOutOfMemory);
 }
 
 // Fills one tensor of a one-shard fp32 model with a value.
