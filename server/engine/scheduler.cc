@@ -118,9 +118,9 @@ absl::StatusOr<std::shared_ptr<GenerateHandle>> Scheduler::Submit(
   const int64_t max_tokens = request.max_tokens > 0 ? request.max_tokens : Room(request);
   std::unique_ptr<Detokenizer> detokenizer =
       tokenizer_->NewDetokenizer(request.skip_special_tokens);
-  auto sequence =
-      std::make_unique<Sequence>(std::move(request), std::move(sink), control, runner_->config(),
-                                 std::move(detokenizer), max_tokens, clock_());
+  auto sequence = std::make_unique<Sequence>(std::move(request), std::move(sink), control,
+                                             runner_->config(), std::move(detokenizer),
+                                             tokenizer_->vocab_size(), max_tokens, clock_());
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (draining_) return Draining();
@@ -206,10 +206,11 @@ void Scheduler::Reap(absl::Time now) {
 }
 
 void Scheduler::End(Sequence& sequence, absl::Time now) {
-  sequence.SendFinish(now);
+  sequence.Close(now);
   if (observer_ != nullptr) {
     observer_->OnFinished(options_.model, sequence.finish, now - sequence.arrived);
   }
+  sequence.SendFinish();  // last: whoever waits for it finds everything counted
 }
 
 void Scheduler::RemoveEnded() {

@@ -42,7 +42,8 @@ void SequenceControl::Resume() {
 
 Sequence::Sequence(GenerateRequest r, std::shared_ptr<GenerateSink> sink,
                    std::shared_ptr<SequenceControl> handle, const ModelConfig& config,
-                   std::unique_ptr<Detokenizer> detokenizer, int64_t max_tokens, absl::Time now)
+                   std::unique_ptr<Detokenizer> detokenizer, int64_t text_vocab, int64_t max_tokens,
+                   absl::Time now)
     : request(std::move(r)),
       control(std::move(handle)),
       tokens(request.prompt),
@@ -52,6 +53,7 @@ Sequence::Sequence(GenerateRequest r, std::shared_ptr<GenerateSink> sink,
       detokenizer_(std::move(detokenizer)),
       sampler_(request.sampling, config.vocab, request.logprobs),
       stops_(request.stop, request.include_stop),
+      text_vocab_(text_vocab),
       max_tokens_(max_tokens) {
   tokens.reserve(tokens.size() + std::min<int64_t>(max_tokens, 4096));
   for (int32_t token : request.prompt) sampler_.ObservePrompt(token);
@@ -68,6 +70,10 @@ bool Sequence::EndsAt(int32_t token, FinishReason* reason) const {
   *reason = FinishReason::kEos;
   return !request.ignore_eos &&
          std::find(config_.eos.begin(), config_.eos.end(), token) != config_.eos.end();
+}
+
+absl::StatusOr<std::string> Sequence::TextOf(int32_t token) {
+  return token < text_vocab_ ? detokenizer_->Push(token) : std::string();
 }
 
 // Appends what the detokenizer and the stop strings still hold.
@@ -97,7 +103,7 @@ bool Sequence::Accept(absl::Span<float> logits, absl::Time now) {
   const bool shown = !ended || (finish.reason == FinishReason::kStopToken && request.include_stop);
   StopText::Piece piece;
   if (shown) {
-    absl::StatusOr<std::string> text = detokenizer_->Push(token);
+    absl::StatusOr<std::string> text = TextOf(token);
     if (!text.ok()) {
       Fail(FinishReason::kError, text.status());
       return true;
@@ -128,15 +134,14 @@ void Sequence::Fail(FinishReason reason, absl::Status status) {
   finish.status = std::move(status);
 }
 
-void Sequence::SendFinish(absl::Time now) {
+void Sequence::Close(absl::Time now) {
+  ended = true;
+  blocks.clear();
   const absl::Time start = started() ? admitted : now;
   const absl::Time first = first_token != absl::InfinitePast() ? first_token : now;
   finish.queue_time = start - arrived;
   finish.prefill_time = started() ? first - start : absl::ZeroDuration();
   finish.decode_time = now - first;
-  ended = true;
-  blocks.clear();
-  sink_->OnFinish(finish);
 }
 
 }  // namespace babai

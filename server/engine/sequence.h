@@ -50,10 +50,12 @@ class SequenceControl final : public GenerateHandle {
 // Owned by the scheduler's thread once submitted.
 class Sequence {
  public:
-  // `max_tokens` > 0 is what may be generated; `arrived` orders the queue.
+  // `max_tokens` > 0 is what may be generated; `arrived` orders the queue. Ids from `text_vocab` on
+  // have no text: embeddings are often padded beyond the tokenizer's vocabulary.
   Sequence(GenerateRequest request, std::shared_ptr<GenerateSink> sink,
            std::shared_ptr<SequenceControl> control, const ModelConfig& config,
-           std::unique_ptr<Detokenizer> detokenizer, int64_t max_tokens, absl::Time arrived);
+           std::unique_ptr<Detokenizer> detokenizer, int64_t text_vocab, int64_t max_tokens,
+           absl::Time arrived);
 
   // Tokens without KV yet.
   int64_t uncached() const { return tokens.size() - cached; }
@@ -65,8 +67,10 @@ class Sequence {
   // Takes the next token, from the logits after the last one. Sends it to the sink. True: the
   // sequence has ended and `finish` says why.
   bool Accept(absl::Span<float> logits, absl::Time now);
-  // Lets go of the KV blocks and sends the final message; once.
-  void SendFinish(absl::Time now);
+  // Lets go of the KV blocks and completes `finish`.
+  void Close(absl::Time now);
+  // The final message, once, after Close().
+  void SendFinish() { sink_->OnFinish(finish); }
   void Fail(FinishReason reason, absl::Status status);
 
   GenerateRequest request;
@@ -75,7 +79,7 @@ class Sequence {
   std::vector<KvBlock> blocks;
   int64_t cached = 0;   // leading tokens that have KV
   bool parked = false;  // its reader is behind
-  bool ended = false;   // SendFinish() was called
+  bool ended = false;   // Close() was called
   absl::Time arrived, admitted = absl::InfinitePast();
   absl::Time first_token = absl::InfinitePast(), last_token = absl::InfinitePast();
   absl::Time parked_since = absl::InfiniteFuture();
@@ -84,13 +88,14 @@ class Sequence {
  private:
   bool EndsAt(int32_t token, FinishReason* reason) const;
   void EndText(Delta* delta);
+  absl::StatusOr<std::string> TextOf(int32_t token);
 
   std::shared_ptr<GenerateSink> sink_;
   const ModelConfig& config_;
   std::unique_ptr<Detokenizer> detokenizer_;
   Sampler sampler_;
   StopText stops_;
-  int64_t max_tokens_;
+  int64_t text_vocab_, max_tokens_;
 };
 
 }  // namespace babai

@@ -89,7 +89,8 @@ class FakeTokenizer final : public Tokenizer {
     }
     std::string Flush() override { return ""; }
   };
-  int64_t vocab_size() const override { return kFakeVocab; }
+  int64_t vocab_size() const override { return vocab; }
+  int64_t vocab = kFakeVocab;
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view, bool, bool) const override {
     return std::vector<int32_t>();
   }

@@ -179,6 +179,18 @@ TEST_F(SchedulerTest, TextHeldBackComesAtTheEnd) {
   EXPECT_EQ(client.sink->text, TextOf(says));
 }
 
+TEST_F(SchedulerTest, IdsBeyondTheTokenizerHaveNoText) {
+  tokenizer_.vocab = 16;
+  Make();
+  Client client = Submit(Request({1, 2, 3}, 20));
+  RunToEnd();
+  std::vector<int32_t> says = Continuation({1, 2, 3}, 20);
+  EXPECT_EQ(client.sink->token_ids, says);
+  says.erase(std::remove_if(says.begin(), says.end(), [](int32_t id) { return id >= 16; }),
+             says.end());
+  EXPECT_EQ(client.sink->text, TextOf(says));
+}
+
 TEST_F(SchedulerTest, StopTokenEndsWithoutItsText) {
   Make();
   const std::vector<int32_t> says = Continuation({9}, 20);
