@@ -45,12 +45,17 @@ struct HfKeys {
   std::string_view activation = "hidden_act";
   std::string_view attention_bias = "attention_bias";
   std::string_view mlp_bias = "";
+  std::string_view attention_width = "";  // attention is scaled by its inverse root
+  std::string_view attention_softcap = "";
+  std::string_view logit_softcap = "";
 };
 
-// What an absent field means: the family's own defaults. 0: required, or derived (see
-// hf_config.cc).
+// What an absent field means: the family's own defaults. 0: required, or derived (kv_heads from
+// heads, head_dim from hidden and heads).
 struct HfDefaults {
   int64_t vocab = 0, heads = 0, kv_heads = 0, head_dim = 0, positions = 2048;
+  int64_t intermediate_per_hidden = 0;
+  double attention_width = 0;  // 0: head_dim
   double norm_eps = 1e-6, rope_theta = 10000;
   std::string_view activation = "silu";
   bool tied = false, linear_bias = false;

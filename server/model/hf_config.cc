@@ -78,9 +78,8 @@ void ReadSizes(FieldReader& in, const Family& family, ModelConfig& c) {
   c.hidden = in.Int(keys.hidden, 1, kMaxHidden);
   c.layers = in.Int(keys.layers, 1, kMaxLayers);
   c.heads = Positive(in, keys.heads, kMaxHeads, defaults.heads);
-  // GPT-2's n_inner is null where it is four times the width.
-  const bool four_times = family.name == "gpt2";
-  c.intermediate = Positive(in, keys.intermediate, kMaxIntermediate, four_times ? 4 * c.hidden : 0);
+  c.intermediate = Positive(in, keys.intermediate, kMaxIntermediate,
+                            defaults.intermediate_per_hidden * c.hidden);
   const int64_t kv_default = defaults.kv_heads != 0 ? defaults.kv_heads : c.heads;
   c.kv_heads = keys.kv_heads.empty() ? c.heads : in.Int(keys.kv_heads, 1, kMaxHeads, kv_default);
   c.max_positions = in.Int(keys.positions, 1, kMaxPositions, defaults.positions);
@@ -201,13 +200,15 @@ float EmbeddingScale(const Json& json, int64_t hidden) {
 
 absl::Status ReadNumbers(const Json& json, const Family& family, ModelConfig& c) {
   FieldReader in(json, kFile);
-  double width = static_cast<double>(c.head_dim);
-  if (family.name == "gemma3") {
-    width = in.Number("query_pre_attn_scalar", 1e-3, 1e6, 256.0);
-    c.attention_softcap = static_cast<float>(in.Number("attn_logit_softcapping", 0, 1e6, 0.0));
-    c.logit_softcap = static_cast<float>(in.Number("final_logit_softcapping", 0, 1e6, 0.0));
-  }
-  c.attention_scale = static_cast<float>(1 / std::sqrt(width));
+  const HfKeys& keys = family.keys;
+  const auto number = [&](std::string_view key, double low, double fallback) {
+    return key.empty() ? fallback : in.Number(key, low, 1e6, fallback);
+  };
+  const double given = family.defaults.attention_width;
+  const double width = given != 0 ? given : static_cast<double>(c.head_dim);
+  c.attention_scale = static_cast<float>(1 / std::sqrt(number(keys.attention_width, 1e-3, width)));
+  c.attention_softcap = static_cast<float>(number(keys.attention_softcap, 0, 0));
+  c.logit_softcap = static_cast<float>(number(keys.logit_softcap, 0, 0));
   return in.status();
 }
 
