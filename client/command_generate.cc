@@ -80,6 +80,7 @@ absl::StatusOr<v1::GenerateResult> Answer(const Session& session, const Generate
   auto result = flags.no_stream ? session.client.GenerateOnce(request, &canceller)
                                 : Stream(session, request, show, canceller);
   session.interrupts.Handle(nullptr);
+  if (absl::IsCancelled(result.status())) return absl::CancelledError("stopped by Ctrl-C");
   if (!result.ok()) return result;
   if (session.json) {
     PrintJson(ToJson(*result));

@@ -2,6 +2,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace babai::client {
@@ -53,7 +54,9 @@ std::string ToText(const absl::Status& status) {
   if (!refusal.field.empty()) absl::StrAppend(&why, why.empty() ? "" : ", ", refusal.field);
   std::string text = refusal.code;
   if (!why.empty()) absl::StrAppend(&text, " (", why, ")");
-  absl::StrAppend(&text, ": ", refusal.message);
+  // Servers put the field in front of the message too.
+  const std::string prefix = absl::StrCat(refusal.field, ": ");
+  absl::StrAppend(&text, ": ", absl::StripPrefix(refusal.message, prefix));
   if (refusal.retry_seconds > 0) {
     absl::StrAppend(&text, " [retry after ", refusal.retry_seconds, " s]");
   }

@@ -43,7 +43,7 @@ void AppendQuoted(std::string& line, std::string_view text) {
 }
 
 void AppendPlain(std::string& line, std::string_view text) {
-  const bool plain = !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+  const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
     return c > 0x20 && c < 0x7F && c != '"' && c != '=' && c != '\\';
   });
   if (plain) {
@@ -66,6 +66,7 @@ std::string FormatLogLine(LogFormat format, std::string_view time, LogLevel leve
     line += ",\"message\":";
     AppendQuoted(line, message);
     for (const LogField& field : fields) {
+      if (field.value.empty()) continue;
       line += ',';
       AppendQuoted(line, field.key);
       line += ':';
@@ -76,6 +77,7 @@ std::string FormatLogLine(LogFormat format, std::string_view time, LogLevel leve
   }
   line.append(time).append(" ").append(LevelName(level)).append(" ").append(message);
   for (const LogField& field : fields) {
+    if (field.value.empty()) continue;
     line.append(" ").append(field.key).append("=");
     AppendPlain(line, field.value);
   }

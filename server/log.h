@@ -16,7 +16,7 @@ struct LogField {
 };
 
 // Thread-safe: a line is one write(). Values may hold anything; control characters are escaped, so
-// a caller's text can not forge a line.
+// a caller's text can not forge a line; empty ones are left out.
 class Log {
  public:
   Log(LogFormat format, LogLevel least) : format_(format), least_(least) {}

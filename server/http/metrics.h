@@ -1,6 +1,6 @@
 // The Prometheus page. It turns what the engine, the jobs and the calls report into series, and
 // reads gauges when it is scraped. Names are underscore spellings of the field's usual ones, so
-// that dashboards translate word by word; docs/operations.md lists them.
+// that dashboards translate word by word.
 //
 // Series are bounded: the only label a client can choose is a model's name, and after 200 of them
 // the rest share the name "other".

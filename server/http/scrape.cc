@@ -44,10 +44,9 @@ double ResidentBytes() {
 
 }  // namespace
 
-double Scrape::Total::Next(int64_t now) {
+void Scrape::Total::Update(int64_t now) {
   if (now < last) before += last;
   last = now;
-  return static_cast<double>(before + now);
 }
 
 void Scrape::Attach(const Engine* engine, const Catalog* catalog) {
@@ -85,10 +84,10 @@ std::vector<MetricFamily> Scrape::Collect() const {
       const double blocks = static_cast<double>(stats.kv_blocks);
       Add(kv, blocks > 0 ? static_cast<double>(stats.kv_blocks_used) / blocks : 0, stats.model);
       Totals& totals = totals_[stats.model];
-      Add(prompt, totals.prompt_tokens.Next(stats.prompt_tokens), stats.model);
-      Add(generation, totals.generation_tokens.Next(stats.generation_tokens), stats.model);
-      Add(preemptions, totals.preemptions.Next(stats.preemptions), stats.model);
-      Add(steps, totals.steps.Next(stats.steps), stats.model);
+      totals.prompt_tokens.Update(stats.prompt_tokens);
+      totals.generation_tokens.Update(stats.generation_tokens);
+      totals.preemptions.Update(stats.preemptions);
+      totals.steps.Update(stats.steps);
     }
   }
   if (catalog_ != nullptr) {
@@ -99,6 +98,12 @@ std::vector<MetricFamily> Scrape::Collect() const {
     }
     Add(cache, bytes);
     std::erase_if(totals_, [&](const auto& entry) { return !catalog_->Exists(entry.first); });
+  }
+  for (const auto& [model, totals] : totals_) {
+    Add(prompt, totals.prompt_tokens.value(), model);
+    Add(generation, totals.generation_tokens.value(), model);
+    Add(preemptions, totals.preemptions.value(), model);
+    Add(steps, totals.steps.value(), model);
   }
   Add(resident, ResidentBytes());
   return {running, waiting, kv, prompt, generation, preemptions, steps, loaded, cache, resident};

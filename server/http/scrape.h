@@ -20,10 +20,11 @@ class Scrape final : public prometheus::Collectable {
 
  private:
   // Counters of a model that was unloaded and loaded again start at zero; a counter on the page may
-  // not fall, so what was counted before is kept here.
+  // neither fall nor vanish, so what was counted before is kept here while the model is stored.
   struct Total {
     int64_t before = 0, last = 0;
-    double Next(int64_t now);
+    void Update(int64_t now);
+    double value() const { return static_cast<double>(before + last); }
   };
   struct Totals {
     Total prompt_tokens, generation_tokens, preemptions, steps;

@@ -157,9 +157,10 @@ TEST_F(RpcTest, ATakenPortIsAnError) {
 }
 
 TEST(LogTest, ACallersTextCanNotForgeALine) {
-  EXPECT_EQ(FormatLogLine(LogFormat::kText, "T", LogLevel::kInfo, "call",
-                          {{"peer", "a b"}, {"id", "x\nT error forged"}, {"n", "7"}}),
-            "T info call peer=\"a b\" id=\"x\\u000aT error forged\" n=7\n");
+  EXPECT_EQ(
+      FormatLogLine(LogFormat::kText, "T", LogLevel::kInfo, "call",
+                    {{"peer", "a b"}, {"id", "x\nT error forged"}, {"n", "7"}, {"empty", ""}}),
+      "T info call peer=\"a b\" id=\"x\\u000aT error forged\" n=7\n");
   EXPECT_EQ(FormatLogLine(LogFormat::kJson, "T", LogLevel::kError, "m", {{"k", "\"\\\x01"}}),
             "{\"time\":\"T\",\"level\":\"error\",\"message\":\"m\",\"k\":\"\\\"\\\\\\u0001\"}\n");
 }
