@@ -101,7 +101,9 @@ struct Avx2 {
     const __m128i half =
         _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     const __m128i two = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-    return -_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+    // Unsigned: NaNs became the least integer, whose negation overflows.
+    return static_cast<int32_t>(0u - static_cast<uint32_t>(_mm_cvtsi128_si32(
+                                         _mm_add_epi32(two, _mm_shuffle_epi32(two, 1)))));
   }
   static constexpr float kTinyGroup = 1e-30f;
 

@@ -82,7 +82,9 @@ struct Avx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(qa));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtsepi32_epi8(qb));
     *scale = absmax / 127.0f;
-    return -_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+    // Unsigned: NaNs became the least integer, whose negation overflows.
+    return static_cast<int32_t>(
+        0u - static_cast<uint32_t>(_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb))));
   }
   // Below this 127 / absmax overflows; such a group counts as zeros.
   static constexpr float kTinyGroup = 1e-30f;
