@@ -257,7 +257,8 @@ TEST_F(RpcTest, ASlowReaderParksTheSequenceAndLosesNothing) {
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.tokens, 400);
   EXPECT_EQ(answer.text.size(), size_t{400} * (64 << 10));
-  EXPECT_EQ(engine_.most_undelivered(), 64);
+  // A Resume() that was on its way when the sequence parked again lets one more delta through.
+  EXPECT_LT(engine_.most_undelivered(), 2 * 64);
 }
 
 TEST_F(RpcTest, AReaderThatIsTooSlowIsToldSo) {
