@@ -184,6 +184,27 @@ TEST(Chat, EndsHostileTemplates) {
       "memory");
 }
 
+std::string Repeat(std::string_view text, size_t bytes) {
+  std::string all;
+  while (all.size() < bytes) all += text;
+  return all;
+}
+
+// The engine recurses over expressions and values: whatever the answer, the stack must hold.
+TEST(Chat, EndsDeepTemplates) {
+  constexpr size_t kBytes = 100'000;
+  for (const std::string& chat_template :
+       {"{{ 1" + Repeat("+1", kBytes) + " }}", "{{ " + Repeat("-", kBytes) + "1 }}",
+        "{{ x" + Repeat(".a", kBytes) + " }}", "{{ x" + Repeat("[0]", kBytes) + " }}",
+        "{{ " + Repeat("a if b else ", kBytes) + "c }}", Repeat("{% if x %}", kBytes),
+        std::string("{% set ns = namespace(x=[]) %}{% for i in range(60000) %}"
+                    "{% set ns.x = [[[ns.x]]] %}{% endfor %}{{ ns.x }}{{ ns.x | tojson }}"),
+        std::string("{% set ns = namespace(x=1) %}{% for i in range(60000) %}"
+                    "{% set ns.x = namespace(x=ns.x) %}{% endfor %}")}) {
+    WithTemplate(chat_template)->RenderChat({{"user", "Hi"}}, true).IgnoreError();
+  }
+}
+
 TEST(Chat, IsRefusedWithoutATemplate) {
   const auto tokenizer = Make(ByteLevelSource());
   EXPECT_FALSE(tokenizer->has_chat_template());

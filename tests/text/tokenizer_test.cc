@@ -259,6 +259,17 @@ TEST(Tokenizer, RefusesOddParts) {
   }));
 }
 
+TEST(Tokenizer, RefusesNormalizersThatBlowTextsUp) {
+  nlohmann::json json = ByteLevelJson();
+  const nlohmann::json twice = {
+      {"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+  json["normalizer"] = {{"type", "Sequence"}, {"normalizers", nlohmann::json::array()}};
+  for (int i = 0; i < 40; ++i) json["normalizer"]["normalizers"].push_back(twice);
+  ExpectJsonRefused(json.dump(), "times as long");
+  json["normalizer"] = {{"type", "Prepend"}, {"prepend", std::string(1 << 20, 'x')}};
+  ExpectJsonRefused(json.dump(), "times as long");
+}
+
 TEST(Tokenizer, RefusesAFileAboveItsLimit) {
   ExpectJsonRefused(std::string((size_t{64} << 20) + 1, ' '), "at most");
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +15,13 @@ use crate::taint::{choose_mark, unmark};
 use crate::template_env;
 use crate::tokenizer::TextTokenizer;
 
-/// The longest published template has some 30 KB.
-const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// The longest published template has some 30 KB. Bounds how deep an expression nests, see `sandbox`.
+const MAX_SOURCE_BYTES: usize = 128 << 10;
 const MAX_PROMPT_BYTES: usize = 64 << 20;
 const MEMORY: usize = 256 << 20;
-const TIME: Duration = Duration::from_secs(20);
+/// A stalled machine can use up the time of an honest template, nothing can its memory.
+const MAX_STRIKES: u32 = 3;
+const TIME: Duration = Duration::from_secs(10);
 
 pub struct Message<'a> {
     pub role: &'a str,
@@ -37,8 +39,8 @@ pub struct ChatTemplate {
     /// A template that does not compile fails when it is used: the model still generates from text.
     env: Result<Arc<Environment<'static>>>,
     source: String,
-    /// It once ran out of its sandbox, leaving a thread behind: not a second time.
-    banned: AtomicBool,
+    /// How often it ran out of its sandbox. Each time leaves a thread behind.
+    strikes: AtomicU32,
 }
 
 /// A prompt, and the parts of it that came from messages and may not be read as control tokens.
@@ -53,11 +55,11 @@ impl ChatTemplate {
             Err(Error::template(format!("the template exceeds {MAX_SOURCE_BYTES} bytes")))
         } else {
             let owned = source.to_owned();
-            confined(MEMORY, move || template_env::compile(&owned))
-                .map(Arc::new)
-                .map_err(|e| Error::template(e.message))
+            let compiled =
+                sandbox::run(MEMORY, TIME, move || worded(template_env::compile(&owned)));
+            compiled.unwrap_or_else(|failure| Err(Error::template(words(&failure)))).map(Arc::new)
         };
-        Self { env, source: source.to_owned(), banned: AtomicBool::new(false) }
+        Self { env, source: source.to_owned(), strikes: AtomicU32::new(0) }
     }
 
     pub fn encode(&self, tokenizer: &TextTokenizer, chat: &Chat) -> Result<Vec<i32>> {
@@ -91,54 +93,60 @@ impl ChatTemplate {
 
     fn run(&self, chat: &Chat, messages: Vec<(String, String)>) -> Result<String> {
         let env = self.env.clone()?;
-        if self.banned.load(Ordering::Relaxed) {
+        if self.strikes.load(Ordering::Relaxed) >= MAX_STRIKES {
             return Err(Error::template("the template needed too much memory or time before"));
         }
         let size: usize = messages.iter().map(|(role, content)| role.len() + content.len()).sum();
         let (bos, eos) = (chat.bos_token.to_owned(), chat.eos_token.to_owned());
         let add_generation_prompt = chat.add_generation_prompt;
-        let result = confined(MEMORY + 16 * size, move || {
+        let rendered = sandbox::run(MEMORY + 16 * size, TIME, move || {
             let messages: Vec<Value> = messages
                 .into_iter()
                 .map(|(role, content)| context! { role => role, content => content })
                 .collect();
-            let values = context! {
-                messages => messages, tools => (), documents => (), bos_token => bos,
-                eos_token => eos, add_generation_prompt => add_generation_prompt,
-            };
-            let mut prompt = Bounded(Vec::new());
-            env.get_template(template_env::NAME)?.render_captured_to(values, &mut prompt)?;
-            Ok(prompt.0)
+            worded(render(
+                &env,
+                context! {
+                    messages => messages, tools => (), documents => (), bos_token => bos,
+                    eos_token => eos, add_generation_prompt => add_generation_prompt,
+                },
+            ))
         });
-        if let Err(Error { kind: Kind::Internal, message }) = result {
-            self.banned.store(true, Ordering::Relaxed);
-            return Err(Error::template(message));
-        }
-        String::from_utf8(result?).map_err(|e| Error::new(Kind::Internal, e.to_string()))
+        let prompt = rendered.unwrap_or_else(|failure| {
+            self.strikes.fetch_add(strikes(&failure), Ordering::Relaxed);
+            Err(Error::template(words(&failure)))
+        })?;
+        String::from_utf8(prompt).map_err(|e| Error::new(Kind::Internal, e.to_string()))
     }
 }
 
-/// Internal: the work left its bounds.
-fn confined<T: Send + 'static>(
-    memory: usize,
-    work: impl FnOnce() -> std::result::Result<T, minijinja::Error> + Send + 'static,
-) -> Result<T> {
-    // The error is put in words inside: it can be as large as what it tells about.
-    let outcome = sandbox::run(memory, TIME, || work().map_err(|e| in_words(&e)));
-    match outcome {
-        Ok(result) => result.map_err(Error::template),
-        Err(Failure::Panic) => Err(Error::template("the template engine failed")),
-        Err(Failure::Thread) => Err(Error::template("no thread to render the template on")),
-        Err(Failure::Memory) => {
-            Err(Error::new(Kind::Internal, "the template needs too much memory"))
-        }
-        Err(Failure::Time) => Err(Error::new(Kind::Internal, "the template takes too long")),
-    }
+fn render(env: &Environment, values: Value) -> std::result::Result<Vec<u8>, minijinja::Error> {
+    let mut prompt = Bounded(Vec::new());
+    env.get_template(template_env::NAME)?.render_captured_to(values, &mut prompt)?;
+    Ok(prompt.0)
 }
 
-fn in_words(error: &minijinja::Error) -> String {
+/// Puts an error in words while still in the sandbox: it can be as large as what it tells about.
+fn worded<T>(result: std::result::Result<T, minijinja::Error>) -> Result<T> {
     const LONGEST: usize = 1000;
-    error.to_string().chars().take(LONGEST).collect()
+    result.map_err(|e| Error::template(e.to_string().chars().take(LONGEST).collect::<String>()))
+}
+
+fn words(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Memory => "the template needs too much memory",
+        Failure::Time => "the template takes too long",
+        Failure::Panic => "the template engine failed",
+        Failure::Thread => "no thread could be started to render the template",
+    }
+}
+
+fn strikes(failure: &Failure) -> u32 {
+    match failure {
+        Failure::Memory => MAX_STRIKES,
+        Failure::Time => 1,
+        Failure::Panic | Failure::Thread => 0,
+    }
 }
 
 struct Bounded(Vec<u8>);

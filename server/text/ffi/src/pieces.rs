@@ -16,6 +16,12 @@ use crate::error::{Error, Kind, Result};
 /// Largest vocabulary accepted; the largest published ones stay below a million.
 const MAX_VOCABULARY: usize = 1 << 22;
 
+/// All tokens together; the largest published vocabularies hold some 3 MB.
+const MAX_TEXT_BYTES: usize = 256 << 20;
+
+/// The longest text that a decoder may put in place of another.
+const MAX_REPLACEMENT_BYTES: usize = 16;
+
 const REPLACEMENT: &str = "\u{FFFD}";
 
 /// Bytes of every id, back to back.
@@ -53,8 +59,12 @@ impl Pieces {
                 pieces.control[id as usize] = added.is_special_token(&text);
                 rules.append(&text, &mut pieces.bytes);
             }
-            let end = u32::try_from(pieces.bytes.len());
-            pieces.ends.push(end.map_err(|_| Error::tokenizer("vocabulary text exceeds 4 GiB"))?);
+            if pieces.bytes.len() > MAX_TEXT_BYTES {
+                return Err(Error::tokenizer(format!(
+                    "tokens exceed {MAX_TEXT_BYTES} bytes of text"
+                )));
+            }
+            pieces.ends.push(pieces.bytes.len() as u32);
         }
         Ok(pieces)
     }
@@ -229,9 +239,9 @@ impl Rules {
                 Some(0)
             }
             "Replace" => {
-                let from = step["pattern"]["String"].as_str()?;
-                self.replace.push((from.into(), step["content"].as_str()?.into()));
-                Some(0)
+                let (from, to) = (step["pattern"]["String"].as_str()?, step["content"].as_str()?);
+                self.replace.push((from.into(), to.into()));
+                (to.len() <= MAX_REPLACEMENT_BYTES && self.replace.len() == 1).then_some(0)
             }
             "ByteFallback" => {
                 self.byte_fallback = true;

@@ -13,7 +13,10 @@ use std::sync::Arc;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-const STACK_BYTES: usize = 4 << 20;
+/// The engine drops, prints and compiles nested values and expressions by recursion, some 0.5 KB a
+/// level. Levels are bounded by the instructions of a rendering and the bytes of a source (`chat`,
+/// `template_env`: both stay below 2^19), the stack allows 1 KB for each. Untouched pages cost nothing.
+const STACK_BYTES: usize = 512 << 20;
 
 /// Counts what threads under a budget allocate; a plain pass-through for all others.
 pub struct BudgetedAllocator;

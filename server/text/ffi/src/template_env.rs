@@ -8,8 +8,9 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Instructions a rendering may take; a message takes some hundreds.
-const FUEL: u64 = 10_000_000;
+/// Instructions a rendering may take; a message takes about a hundred. Bounds how deep a value nests,
+/// see `sandbox`.
+const FUEL: u64 = 500_000;
 
 pub const NAME: &str = "chat_template";
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::{
     AddedToken, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
     Token, Tokenizer,
@@ -12,6 +13,9 @@ use crate::added::{AddedMatcher, Control};
 use crate::error::{Error, Kind, Result};
 use crate::pieces::Pieces;
 use crate::taint::Guard;
+
+/// How much longer normalization may make a text. Word marks make it three times as long.
+const MAX_GROWTH: usize = 64;
 
 /// Largest tokenizer.json read from a file; the largest published ones stay below 40 MiB.
 const MAX_JSON_BYTES: usize = 64 << 20;
@@ -42,6 +46,7 @@ impl TextTokenizer {
         let file: File =
             serde_json::from_slice(json).map_err(|e| Error::tokenizer(e.to_string()))?;
         file.check_ids(&inner)?;
+        check_growth(&inner)?;
         // Left over from training; they would cut or pad prompts silently.
         inner.with_truncation(None).map_err(|e| Error::tokenizer(e.to_string()))?;
         inner.with_padding(None);
@@ -123,6 +128,32 @@ fn normalized_text(tokenizer: &Tokenizer, token: &AddedToken) -> Result<String> 
         normalizer.normalize(&mut text).map_err(|e| Error::tokenizer(e.to_string()))?;
     }
     Ok(text.get().to_owned())
+}
+
+/// A few replacements in a row can turn any text into one that exhausts memory.
+fn check_growth(tokenizer: &Tokenizer) -> Result<()> {
+    let normalizer = serde_json::to_value(tokenizer.get_normalizer());
+    let growth = growth(&normalizer.map_err(|e| Error::tokenizer(e.to_string()))?);
+    if growth > MAX_GROWTH {
+        return Err(Error::tokenizer(format!("the normalizer makes texts {growth} times as long")));
+    }
+    Ok(())
+}
+
+fn growth(step: &Value) -> usize {
+    let length = |text: &Value| text.as_str().map_or(0, str::len);
+    match step["type"].as_str() {
+        Some("Sequence") => {
+            let steps = step["normalizers"].as_array();
+            steps.into_iter().flatten().map(growth).fold(1, usize::saturating_mul)
+        }
+        Some("Replace") => {
+            let replaced = length(&step["pattern"]["String"]).max(1); // a pattern may match nothing
+            length(&step["content"]).div_ceil(replaced).max(1)
+        }
+        Some("Prepend") => length(&step["prepend"]).max(1),
+        _ => 1,
+    }
 }
 
 /// What the library does not tell about a file.
