@@ -245,18 +245,19 @@ TEST_F(RpcTest, CancelOfGenerateOnceStopsTheSequence) {
   Await([&] { return engine_.live() == 0; });
 }
 
-// Messages larger than the flow-control windows, so that an idle reader stops the writer.
+// Together larger than the flow-control windows, so that an idle reader stops the writer; a full queue
+// of them (twice 64 at most) fits the 4 MiB that a client accepts as one message.
 TEST_F(RpcTest, ASlowReaderParksTheSequenceAndLosesNothing) {
-  engine_.tokens = 400;
-  engine_.bytes = 64 << 10;
+  engine_.tokens = 800;
+  engine_.bytes = 24 << 10;
   grpc::ClientContext context;
   const auto reader = generation_->Generate(&context, Prompt());
   Await([&] { return engine_.most_undelivered() >= 64; });
   EXPECT_EQ(engine_.live(), 1);
   const Answer answer = Read(*reader);
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
-  EXPECT_EQ(answer.tokens, 400);
-  EXPECT_EQ(answer.text.size(), size_t{400} * (64 << 10));
+  EXPECT_EQ(answer.tokens, 800);
+  EXPECT_EQ(answer.text.size(), size_t{800} * (24 << 10));
   // A Resume() that was on its way when the sequence parked again lets one more delta through.
   EXPECT_LT(engine_.most_undelivered(), 2 * 64);
 }
@@ -285,15 +286,20 @@ TEST_F(RpcTest, ManyStreamsAtOnceEachGetTheirOwn) {
   EXPECT_EQ(good, 16);
 }
 
+// A call is counted after its client was answered: hence the waits.
 TEST_F(RpcTest, CallsAreCounted) {
+  const auto await_calls = [&](size_t count) {
+    Await([&] {
+      std::lock_guard lock(calls_mutex_);
+      return calls_.size() == count;
+    });
+  };
   Generate(Prompt());
+  await_calls(1);
   v1::GenerateRequest bad = Prompt();
   bad.set_regex("x");
   Generate(bad);
-  Await([&] {
-    std::lock_guard lock(calls_mutex_);
-    return calls_.size() == 2;
-  });
+  await_calls(2);
   std::lock_guard lock(calls_mutex_);
   EXPECT_EQ(calls_[0].first, "GenerationService/Generate");
   EXPECT_EQ(calls_[0].second, absl::StatusCode::kOk);
