@@ -1,5 +1,5 @@
 // What a decoder-only language model is, as data: one plain description that every family fills in
-// (docs/models.md has the table). The engine and the quantizer read this and nothing else, so a new
+// (server/model/families.cc has the table). The engine and the quantizer read this and nothing else, so a new
 // family is a row in server/model/families.cc, not a class.
 //
 // Source: Hugging Face config.json fields and GGUF metadata keys; facts per family are cited in
