@@ -1,8 +1,8 @@
 // How close are the packed-weight kernels to what memory and tensor cores allow?
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
-//        [--plan tiles,splits,clusters,stages]   one plan for all four linears
-//        [--sweep]                               every plan, the best few of each linear
+//        [--plan unit_tiles,splits,clusters,stages,shared_bytes]   one plan for all four linears
+//        [--sweep]                               searches for better plans than the library's
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
 // weights that rotate through 512 MB, so that none comes from the 60 MB of L2; medians of graph
@@ -95,7 +95,7 @@ Options Parse(int argc, char** argv) {
       o.sweep = true;
     else if (flag == "--plan") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 4) o.plan = {v[0], v[1], v[2], v[3]};
+      if (v.size() == 5) o.plan = {v[0], v[1], v[2], v[3], v[4]};
     } else {
       std::fprintf(stderr, "gemm: unknown %s; see the head of bench/gemm.cc\n", flag.c_str());
       std::exit(2);
@@ -158,22 +158,23 @@ double MedianUs(int reps, const std::function<void(cudaStream_t)>& enqueue) {
   CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
   cudaGraphExec_t exec;
   CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-  cudaEvent_t begin, end;
-  CHECK_CUDA(cudaEventCreate(&begin));
-  CHECK_CUDA(cudaEventCreate(&end));
-  std::vector<float> us;
-  for (int i = 0; i < reps + 2; ++i) {
-    CHECK_CUDA(cudaEventRecord(begin, stream));
-    CHECK_CUDA(cudaGraphLaunch(exec, stream));
-    CHECK_CUDA(cudaEventRecord(end, stream));
-    CHECK_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) us.push_back(ms * 1e3f);
+  // Back to back, as a decode loop runs: between synchronizations the clocks would fall.
+  std::vector<cudaEvent_t> events(reps + 1);
+  for (cudaEvent_t& e : events) CHECK_CUDA(cudaEventCreate(&e));
+  for (int i = 0; i < reps / 2 + 2; ++i) CHECK_CUDA(cudaGraphLaunch(exec, stream));
+  for (cudaEvent_t e : events) {
+    CHECK_CUDA(cudaEventRecord(e, stream));
+    if (e != events.back()) CHECK_CUDA(cudaGraphLaunch(exec, stream));
+  }
+  CHECK_CUDA(cudaStreamSynchronize(stream));
+  std::vector<float> us(reps);
+  for (int i = 0; i < reps; ++i) {
+    CHECK_CUDA(cudaEventElapsedTime(&us[i], events[i], events[i + 1]));
+    us[i] *= 1e3f;
   }
   std::sort(us.begin(), us.end());
-  cudaEventDestroy(begin), cudaEventDestroy(end), cudaGraphExecDestroy(exec),
-      cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+  for (cudaEvent_t e : events) cudaEventDestroy(e);
+  cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
   return us[us.size() / 2];
 }
 
@@ -235,57 +236,58 @@ class Bench {
                 m, us, limit, 100 * limit / us, alone.c_str());
   }
 
-  // Tries every plan that fits, each linear by itself, then the block with the best of each.
+  // Descends over the plans, one linear at a time, by the time of the whole block: what follows a
+  // kernel and what it leaves running beside it counts as much as its own speed.
   void Sweep(int m) {
-    std::vector<StreamGemmPlan> best(4);
-    for (int j = 0; j < 4; ++j) {
-      const PackedShape shape = ShapeOf(o_, bits_, kLinears[j]);
-      std::vector<std::pair<double, StreamGemmPlan>> tried;
-      for (const StreamGemmPlan& plan : Plans(shape, m))
-        tried.push_back({LinearUs(kLinears[j], m, plan, 5), plan});
-      std::sort(tried.begin(), tried.end(),
-                [](const auto& a, const auto& b) { return a.first < b.first; });
-      for (size_t i = 0; i < std::min<size_t>(6, tried.size()); ++i) {
-        const StreamGemmPlan& p = tried[i].second;
+    std::vector<StreamGemmPlan> best;
+    for (const Linear& l : kLinears)
+      best.push_back(o_.plan.stages > 0 ? o_.plan : LibraryPlan(l, m));
+    double best_us = BlockUs(m, best);
+    std::printf("W%d m %d  %.2f us to begin with\n", bits_, m, best_us);
+    for (int round = 0; round < 2; ++round) {
+      for (int j = 0; j < 4; ++j) {
+        std::vector<StreamGemmPlan> plans = best;
+        for (const StreamGemmPlan& plan : Plans(ShapeOf(o_, bits_, kLinears[j]), m)) {
+          plans[j] = plan;
+          const double us = BlockUs(m, plans);
+          if (us < best_us) best = plans, best_us = us;
+        }
+        const StreamGemmPlan& p = best[j];
         std::printf(
-            "  W%d m %d %-8s %6.2f us  tiles %d splits %d clusters %d stages %d (%lld bytes "
+            "  %7.2f us with %-8s unit_tiles %d splits %d clusters %d stages %d (%lld bytes "
             "shared)\n",
-            bits_, m, kLinears[j].name, tried[i].first, p.tiles, p.splits, p.clusters, p.stages,
-            static_cast<long long>(StreamGemmSharedBytes(shape, m, p)));
+            best_us, kLinears[j].name, p.unit_tiles, p.splits, p.clusters, p.stages,
+            static_cast<long long>(StreamGemmSharedBytes(ShapeOf(o_, bits_, kLinears[j]), m, p)));
       }
-      best[j] = tried[0].second;
     }
-    std::printf("W%d m %d  %.2f us with the best of each\n", bits_, m, BlockUs(m, best));
   }
 
  private:
+  StreamGemmPlan LibraryPlan(const Linear& l, int m) const {
+    return PlanStreamGemm(ShapeOf(o_, bits_, l), m, device_.sms, device_.shared_bytes, true);
+  }
+
+  // With as many stages as fit half of an SM's shared memory, one less, and as fit all of it.
   std::vector<StreamGemmPlan> Plans(const PackedShape& shape, int m) const {
     std::vector<StreamGemmPlan> plans;
-    for (const int tiles : {1, 2, 3, 4}) {
-      for (const int splits : {1, 2, 4, 8}) {
-        const int groups = (shape.strips() + tiles - 1) / tiles, most = device_.sms / splits;
-        for (const int waves : {1, 2}) {
-          const int each = (groups + most * waves - 1) / (most * waves),
-                    clusters = (groups + each - 1) / each;
-          if (waves == 2 && clusters <= most) continue;
-          for (const int64_t room : {56 << 10, 75 << 10, 113 << 10, 227 << 10}) {
-            StreamGemmPlan plan{tiles, splits, clusters, 0};
-            const int units = (each * shape.k_tiles() / splits + 7) / 8;
-            while (plan.stages < std::min(units, 24)) {
-              ++plan.stages;
-              if (StreamGemmSharedBytes(shape, m, plan) <= std::min(room, device_.shared_bytes))
-                continue;
-              --plan.stages;
-              break;
-            }
-            const auto same = [&](const StreamGemmPlan& p) {
-              return p.tiles == plan.tiles && p.splits == plan.splits &&
-                     p.clusters == plan.clusters && p.stages == plan.stages;
-            };
-            if (plan.stages > 0 && std::none_of(plans.begin(), plans.end(), same))
-              plans.push_back(plan);
-          }
+    const int half = HalfOfShared(device_.shared_bytes);
+    for (const int unit_tiles : {1, 2, 4}) {
+      for (const int splits : {1, 2, 4}) {
+        StreamGemmPlan plan{unit_tiles, splits, device_.sms / splits, 0, half};
+        const auto fits = [&](int64_t room) {
+          ++plan.stages;
+          const bool ok = StreamGemmSharedBytes(shape, m, plan) <= room;
+          --plan.stages;
+          return ok;
+        };
+        while (plan.stages < 16 && fits(half)) ++plan.stages;
+        for (const int fewer : {1, 0}) {
+          StreamGemmPlan p = plan;
+          p.stages -= fewer;
+          if (p.stages > 0) plans.push_back(p);
         }
+        while (plan.stages < 16 && fits(device_.shared_bytes)) ++plan.stages;
+        if (plan.stages > 0) plans.push_back(plan);
       }
     }
     return plans;

@@ -1,6 +1,8 @@
 #include "kernels/cuda/packed_gemm.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/stream_gemm.h"
@@ -48,22 +50,26 @@ absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
 absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
                         cudaStream_t stream) {
   if (absl::Status checked = Check(args); !checked.ok()) return checked;
-  const size_t element = 2;
-  for (int done = 0; done < args.m; done += kStreamMaxTokens) {
-    const int m = std::min(kStreamMaxTokens, args.m - done);
-    const StreamGemmPlan plan =
-        PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, device.major >= 9);
-    if (plan.stages == 0)
-      return absl::InvalidArgumentError(
-          absl::StrCat("PackedGemm: k ", args.shape.k, " is too long"));
-    const StreamGemmArgs part{static_cast<const char*>(args.x) + element * done * args.shape.k,
+  constexpr int64_t kElement = 2;  // bytes, fp16 and bf16 alike
+  for (int done = 0, m = 0; done < args.m; done += m) {
+    m = std::min(kStreamMaxTokens, args.m - done);
+    StreamGemmPlan plan;
+    // The longer k is, the fewer tokens fit shared memory beside the weights on their way.
+    for (;; m /= 2) {
+      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, device.major >= 9);
+      if (plan.stages > 0) break;
+      if (m == 1)
+        return absl::InvalidArgumentError(
+            absl::StrCat("PackedGemm: k ", args.shape.k, " is too long"));
+    }
+    const StreamGemmArgs part{static_cast<const char*>(args.x) + kElement * done * args.shape.k,
                               args.weights,
-                              static_cast<char*>(args.y) + element * done * args.shape.n,
+                              static_cast<char*>(args.y) + kElement * done * args.shape.n,
                               args.shape,
                               m,
                               args.dtype};
-    const absl::Status launched = FromCuda(
-        LaunchStreamGemm(part, plan, args.early_start && device.major >= 9, stream), "PackedGemm");
+    const bool early = args.early_start && device.major >= 9;
+    absl::Status launched = FromCuda(LaunchStreamGemm(part, plan, early, stream), "PackedGemm");
     if (!launched.ok()) return launched;
   }
   return absl::OkStatus();

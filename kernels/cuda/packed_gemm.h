@@ -1,8 +1,8 @@
 // y = x * W^T with packed weights of 2, 3, 4 or 8 bits, for any m: the one door to the kernels
 // below.
 //
-//   regime    m <= 8: stream_gemm.h
-//   roof      PackedShape::bytes() over memory bandwidth while m is small, 2 m n k operations above
+//   regime    m <= 8: stream_gemm.h; above, eight tokens at a time, each reading W again
+//   roof      PackedShape::bytes() over memory bandwidth
 //   limits    k a multiple of 32; groups of 32, 64, 128 or a row; fp16 or bf16 x and y; sm_80 or
 //   newer numerics  see the kernels; deterministic for a device, shape and m measured
 //   docs/perf/cuda_gemm.md, by bench/gemm

@@ -11,9 +11,12 @@
 //            two small integers, times 2^b, that need no further arithmetic (see dequant.cuh)
 //   scales   16 fp16 a group in row order 0 8 1 9 2 10 ... (a lane's two rows are neighbours)
 //   zeros    16 bytes a group, same order; absent when symmetric
-//   strip    the tiles of 16 rows along k, one after another: a contiguous range of bytes
-//   matrix   ceil(n / 16) strips; then, when one group spans a row, 16 fp16 scales and (asymmetric)
-//            16 zeros a strip, and none in the tiles
+//   record   two tiles, of rows 0..15 and 16..31 of a strip, at the same columns
+//   strip    the records of 32 rows along k, one after another: a contiguous range of bytes, so
+//   that
+//            any stretch of k of a strip is one copy
+//   matrix   ceil(n / 32) strips; then, when one group spans a row, 16 fp16 scales for each tile of
+//            rows and (asymmetric) after all scales 16 zeros each, and none in the tiles
 //   padding  rows and columns past the matrix have code 0 and scale 0
 //   cost     bits + (16 + (asymmetric ? 8 : 0)) / group bits a weight
 //
@@ -27,6 +30,8 @@ namespace babai::cuda {
 
 constexpr int kTileRows = 16;
 constexpr int kTileCols = 128;
+constexpr int kStripTiles = 2;
+constexpr int kStripRows = kStripTiles * kTileRows;
 constexpr int kHalfCols = 64;
 constexpr int kStepCols = 16;
 constexpr int kStepsPerHalf = 4;
@@ -41,19 +46,20 @@ struct PackedShape {
   int group = 0;  // 32, 64, 128; 0: one group a row
   bool asymmetric = false;
 
-  int strips() const { return (n + kTileRows - 1) / kTileRows; }
+  int strips() const { return (n + kStripRows - 1) / kStripRows; }
   int k_tiles() const { return (k + kTileCols - 1) / kTileCols; }
   int groups_per_tile() const { return group == 0 ? 0 : kTileCols / group; }
   int code_bytes() const { return kTileRows * kTileCols * bits / 8; }
   int tile_bytes() const {
     return code_bytes() + groups_per_tile() * kTileRows * (asymmetric ? 3 : 2);
   }
-  int64_t strip_bytes() const { return int64_t{1} * k_tiles() * tile_bytes(); }
+  int record_bytes() const { return kStripTiles * tile_bytes(); }
+  int64_t strip_bytes() const { return int64_t{1} * k_tiles() * record_bytes(); }
   int64_t row_meta_offset() const { return strips() * strip_bytes(); }
-  int64_t bytes() const {
-    return row_meta_offset() +
-           (group == 0 ? int64_t{strips()} * kTileRows * (asymmetric ? 3 : 2) : 0);
+  int64_t row_meta_bytes() const {
+    return group == 0 ? int64_t{strips()} * kStripRows * (asymmetric ? 3 : 2) : 0;
   }
+  int64_t bytes() const { return row_meta_offset() + row_meta_bytes(); }
 };
 
 // Where a pair of weights lies in a lane's `bits` words of one half tile.

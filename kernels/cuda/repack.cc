@@ -84,17 +84,18 @@ absl::StatusOr<std::vector<uint8_t>> RepackForGpu(const PackedIntView& w) {
   const PackedShape& s = *made;
   std::vector<uint8_t> out(s.bytes());
   const int groups = s.groups_per_tile();
-  for (int64_t strip = 0; strip < s.strips(); ++strip) {
-    const int64_t row0 = strip * kTileRows;
+  for (int64_t row_tile = 0; row_tile < s.strips() * kStripTiles; ++row_tile) {
+    const int64_t row0 = row_tile * kTileRows, strip = row_tile / kStripTiles;
     for (int64_t kt = 0; kt < s.k_tiles(); ++kt) {
-      uint8_t* tile = out.data() + strip * s.strip_bytes() + kt * s.tile_bytes();
+      uint8_t* tile = out.data() + strip * s.strip_bytes() + kt * s.record_bytes() +
+                      row_tile % kStripTiles * s.tile_bytes();
       PackCodes(w, row0, kt * kTileCols, tile);
       uint8_t* meta = tile + s.code_bytes();
       PackMeta(w, row0, kt * groups, groups, meta, meta + groups * kTileRows * 2);
     }
     if (s.group == 0) {
       uint8_t* scales = out.data() + s.row_meta_offset();
-      uint8_t* zeros = scales + int64_t{s.strips()} * kTileRows * 2;
+      uint8_t* zeros = scales + int64_t{s.strips()} * kStripRows * 2;
       PackMeta(w, row0, 0, 1, scales + row0 * 2, zeros + row0);
     }
   }

@@ -4,49 +4,52 @@
 
 namespace babai::cuda {
 
-extern template cudaError_t LaunchStreamGemmBits<2>(const StreamGemmParams&, int, Dtype, int,
-                                                    const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchStreamGemmBits<3>(const StreamGemmParams&, int, Dtype, int,
-                                                    const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchStreamGemmBits<4>(const StreamGemmParams&, int, Dtype, int,
-                                                    const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, int, Dtype, int,
-                                                    const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchStreamGemmBits<2>(const StreamGemmParams&, const PackedShape&,
+                                                    Dtype, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchStreamGemmBits<3>(const StreamGemmParams&, const PackedShape&,
+                                                    Dtype, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchStreamGemmBits<4>(const StreamGemmParams&, const PackedShape&,
+                                                    Dtype, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, const PackedShape&,
+                                                    Dtype, const cudaLaunchConfig_t&);
 
 namespace {
 
-int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+constexpr int kLeastStages = 2, kMaxStages = 4;  // fewer starve memory, more gain nothing
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int AlignUp(int64_t v, int to) { return static_cast<int>((v + to - 1) / to * to); }
 
-int StripGroups(const PackedShape& s, const StreamGemmPlan& plan) {
-  return CeilDiv(s.strips(), plan.tiles);
-}
-
-// Everything but x, y, the pointers and m follows from the shape and the plan.
+// Everything but x, y, the weights and m follows from the shape and the plan.
 StreamGemmParams MakeParams(const PackedShape& s, int m, const StreamGemmPlan& plan,
                             int64_t* shared_bytes) {
   StreamGemmParams p{};
   p.m = m, p.n = s.n, p.k = s.k;
-  p.strips = s.strips(), p.k_tiles = s.k_tiles(), p.strip_groups = StripGroups(s, plan);
-  p.splits = plan.splits, p.clusters = plan.clusters, p.stages = plan.stages;
-  p.tile_bytes = s.tile_bytes(), p.asymmetric = s.asymmetric,
+  p.k_tiles = s.k_tiles(), p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
+  while (1 << p.split_shift < plan.splits) ++p.split_shift;
+  const int units = static_cast<int>(CeilDiv(p.k_tiles, plan.unit_tiles));
+  p.strips = Shares{s.strips() / plan.clusters, s.strips() % plan.clusters};
+  p.k_units = Shares{units / plan.splits, units % plan.splits};
+  for (const int i : {0, 1})
+    p.over_k_units[i] =
+        static_cast<uint32_t>(CeilDiv(int64_t{1} << 32, std::max(1, p.k_units.each + i)));
+  p.record_bytes = s.record_bytes(), p.strip_bytes = s.strip_bytes();
   p.row_meta_offset = s.row_meta_offset();
-  const int64_t k_tiles = CeilDiv(p.k_tiles, plan.splits);
-  const int64_t groups = CeilDiv(p.strip_groups, plan.clusters);
-  const int64_t rows = groups * plan.tiles * kTileRows;
-  int64_t at = kStreamWarps * plan.stages * 8;
+  p.row_zeros_offset = p.row_meta_offset + int64_t{s.strips()} * kStripRows * 2;
+  // The largest share of k and of the strips that a block may get.
+  const int64_t k_tiles = CeilDiv(units, plan.splits) * plan.unit_tiles;
+  const int64_t strips = CeilDiv(s.strips(), plan.clusters), rows = strips * kStripRows;
+  int64_t at = 8 + kStreamWarps * plan.stages * 8;  // barriers
   const auto take = [&](int64_t bytes) {
     const int64_t offset = AlignUp(at, 128);
     at = offset + bytes;
     return static_cast<int>(offset);
   };
-  p.ring = take(int64_t{kStreamWarps} * plan.stages * plan.tiles * p.tile_bytes);
+  p.ring = take(int64_t{kStreamWarps} * plan.stages * plan.unit_tiles * p.record_bytes);
   p.x_rows = take(m * (k_tiles * kTileCols * 2 + kXPadBytes));
-  p.x_sums = take(k_tiles * std::max(1, s.groups_per_tile()) * kStreamMaxTokens * 4);
-  p.slots = take((kStreamWarps + groups) * SlotColumn(plan.tiles) * m * 4);
-  p.inbox = take(plan.splits == 1
-                     ? 0
-                     : int64_t{plan.splits} * CeilDiv(static_cast<int>(rows), plan.splits) * m * 4);
+  p.slots = take((kStreamWarps + strips) * kSlotColumn * m * 4);
+  p.inbox =
+      take(plan.splits == 1 ? 0 : plan.splits * (CeilDiv(rows, plan.splits) * int64_t{m}) * 4);
   *shared_bytes = at;
   return p;
 }
@@ -61,37 +64,23 @@ int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmP
 
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
                               bool has_clusters) {
-  // Half an SM's shared memory, so that the next kernel's rings fill while this one drains.
-  const int64_t half = (shared_bytes + 1024) / 2 - 1024;
-  StreamGemmPlan best;
-  double best_cost = 0;
-  for (const int splits : {1, 2, 4, 8}) {
-    if (splits > 1 && (!has_clusters || splits > shape.k_tiles())) break;
-    for (const int tiles : {4, 3, 2, 1}) {
-      StreamGemmPlan plan{tiles, splits, 0, 1};
-      const int groups = StripGroups(shape, plan), most = std::max(1, sms / splits);
-      const int each = CeilDiv(groups, most);
-      plan.clusters = CeilDiv(groups, each);
-      const int64_t stage = int64_t{kStreamWarps} * (tiles * shape.tile_bytes() + 8);
-      const int64_t fixed = StreamGemmSharedBytes(shape, m, plan) - stage;
-      const int units = CeilDiv(each * CeilDiv(shape.k_tiles(), splits), kStreamWarps);
-      const int64_t room =
-          std::max(half - fixed - 128, std::min(shared_bytes - fixed - 128, 2 * stage));
-      plan.stages = static_cast<int>(std::min<int64_t>(room / stage, std::min(units, 16)));
-      if (plan.stages < 1) continue;
-      // Bytes through the busiest block: its weights, and x, which every block reads again. What
-      // the ring cannot hold ahead is not hidden behind the preceding kernel's end. Constants:
-      // measured.
-      const double weights = 1.0 * each * tiles * shape.strip_bytes() / splits;
-      const double x = 2.0 * m * shape.k / splits;
-      const double short_of =
-          std::max(0.0, std::min(weights, 1.0 * half) - 1.0 * plan.stages * stage);
-      const double cost =
-          weights + 0.5 * x + 0.3 * short_of + (splits > 1 ? 8000 : 0) + (tiles == 1 ? 4000 : 0);
-      if (best.stages == 0 || cost < best_cost) best = plan, best_cost = cost;
+  // Every SM gets a block, even one without strips: it holds its place (see StreamGemmPlan). One
+  // token leaves room for two blocks an SM; with more, x takes that room and deeper rings are
+  // better. A chain that mixes the two is worse than either, so that m alone decides while x fits.
+  // Splits cost more than they save unless x does not fit otherwise (docs/perf/cuda_gemm.md).
+  const int64_t half = HalfOfShared(shared_bytes);
+  const int unit_tiles = std::max(1, 8 / shape.bits);  // about 4 KB
+  for (const int64_t room : {half, shared_bytes}) {
+    if (room == half && m > 1) continue;
+    for (const int splits : {1, 2, 4, 8}) {
+      if (splits > 1 && (!has_clusters || splits * unit_tiles > shape.k_tiles())) break;
+      StreamGemmPlan plan{unit_tiles, splits, std::max(1, sms / splits), 1, static_cast<int>(room)};
+      const auto fits = [&] { return StreamGemmSharedBytes(shape, m, plan) <= room; };
+      while (plan.stages <= kMaxStages && fits()) ++plan.stages;
+      if (--plan.stages >= kLeastStages) return plan;
     }
   }
-  return best;
+  return {};
 }
 
 cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& plan,
@@ -104,7 +93,7 @@ cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& p
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.clusters * plan.splits);
   config.blockDim = dim3(kStreamThreads);
-  config.dynamicSmemBytes = shared_bytes;
+  config.dynamicSmemBytes = std::max<int64_t>(shared_bytes, plan.shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   if (early_start) {
@@ -119,13 +108,13 @@ cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& p
   }
   switch (args.shape.bits) {
     case 2:
-      return LaunchStreamGemmBits<2>(p, args.shape.group, args.dtype, plan.tiles, config);
+      return LaunchStreamGemmBits<2>(p, args.shape, args.dtype, config);
     case 3:
-      return LaunchStreamGemmBits<3>(p, args.shape.group, args.dtype, plan.tiles, config);
+      return LaunchStreamGemmBits<3>(p, args.shape, args.dtype, config);
     case 4:
-      return LaunchStreamGemmBits<4>(p, args.shape.group, args.dtype, plan.tiles, config);
+      return LaunchStreamGemmBits<4>(p, args.shape, args.dtype, config);
     case 8:
-      return LaunchStreamGemmBits<8>(p, args.shape.group, args.dtype, plan.tiles, config);
+      return LaunchStreamGemmBits<8>(p, args.shape, args.dtype, config);
     default:
       return cudaErrorInvalidValue;
   }

@@ -7,429 +7,400 @@
 namespace babai::cuda {
 
 constexpr int kStreamThreads = kStreamWarps * kLanes;
+constexpr bool kBulk =
+#if __CUDA_ARCH__ >= 900
+    true;  // copies by the copy engine, one arrival announcing the bytes
+#else
+    false;  // copies by cp.async, an arrival a lane
+#endif
 constexpr int kXPadBytes = 16;  // a row stride of 16 mod 128 bytes: ldmatrix without conflicts
+constexpr int kSlotColumn = kStripRows + 4;  // 4 mod 32 words: a warp's sums go to distinct banks
 
-// What the host works out once a launch. "Local" means within a block's share.
+// `total` things shared out evenly: the first `extra` shares have one more than the rest.
+struct Shares {
+  int each, extra;
+
+  __device__ __forceinline__ int Begin(int i) const { return i * each + min(i, extra); }
+};
+
+// What the host works out once a launch: a division here costs every warp tens of instructions, in
+// a kernel that has only thousands.
 struct StreamGemmParams {
   const void* x;
   const uint8_t* weights;
   void* y;
   int m, n, k;
-  int strips, k_tiles;
-  int strip_groups;  // of kTiles strips, over the whole matrix
-  int splits, clusters, stages;
-  int tile_bytes;
-  bool asymmetric;
-  int64_t row_meta_offset;
-  // offsets in shared memory
-  int ring, x_rows, x_sums, slots, inbox;
+  int k_tiles;     // of the matrix
+  int unit_tiles;  // k tiles a copy brings: a unit, what a warp waits for and works through
+  int split_shift, stages;
+  Shares strips;             // of a cluster
+  Shares k_units;            // of a block of the cluster; units along k
+  uint32_t over_k_units[2];  // 2^32 over (k_units.each, k_units.each + 1), rounded up
+  int record_bytes;
+  int64_t strip_bytes, row_meta_offset, row_zeros_offset;
+  int ring, x_rows, slots, inbox;  // offsets in shared memory
 };
-
-__host__ __device__ inline int SlotColumn(int tiles) { return tiles * kTileRows + 4; }
 
 template <typename T>
 __device__ __forceinline__ T FromFloat(float v) {
-  if constexpr (__is_same(T, __half))
+  if constexpr (__is_same(T, __half)) {
     return __float2half_rn(v);
-  else
+  } else {
     return __float2bfloat16_rn(v);
-}
-template <typename T>
-__device__ __forceinline__ float2 PairToFloat(uint32_t v) {
-  if constexpr (__is_same(T, __half))
-    return __half22float2(*reinterpret_cast<__half2*>(&v));
-  else
-    return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&v));
-}
-
-// How a block's warps share m tokens: warp w serves token w % m, as part w / m of `parts`.
-struct TokenShare {
-  int token, part, parts;
-  __device__ __forceinline__ TokenShare(int warp, int m)
-      : token(warp % m), part(warp / m), parts(kStreamWarps / m) {}
-};
-
-// Brings this block's columns of x into shared memory, zeros behind the last, and sums each group
-// (a whole tile when kGroup is 0) per token: that sum, times the zero point, is what the integer
-// codes leave to be subtracted.
-template <typename T, int kGroup>
-__device__ __forceinline__ void LoadX(const StreamGemmParams& p, int warp, int lane, int col0,
-                                      int cols, uint8_t* rows, float* sums) {
-  constexpr int kLanesPerGroup = (kGroup == 0 ? kTileCols : kGroup) / 8;
-  const TokenShare share(warp, p.m);
-  if (share.part >= share.parts) return;
-  const int chunks = cols / 8;  // of 16 bytes, a multiple of 16
-  const uint8_t* x = static_cast<const uint8_t*>(p.x) + (int64_t{share.token} * p.k + col0) * 2;
-  uint8_t* row = rows + share.token * (cols * 2 + kXPadBytes);
-  const int valid = min(chunks, (p.k - col0) / 8), step = share.parts * kLanes;
-  constexpr int kBatch = 8;  // loads in flight a thread
-#pragma unroll 1
-  for (int base = share.part * kLanes + lane; base - lane < chunks; base += kBatch * step) {
-    uint4 v[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int c = base + i * step;
-      v[i] = make_uint4(0, 0, 0, 0);
-      if (c < valid) v[i] = __ldcg(reinterpret_cast<const uint4*>(x + c * 16));
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int c = base + i * step;
-      if (c - lane >= chunks) break;
-      const float2 a0 = PairToFloat<T>(v[i].x), a1 = PairToFloat<T>(v[i].y);
-      const float2 a2 = PairToFloat<T>(v[i].z), a3 = PairToFloat<T>(v[i].w);
-      float sum = ((a0.x + a0.y) + (a1.x + a1.y)) + ((a2.x + a2.y) + (a3.x + a3.y));
-#pragma unroll
-      for (int o = 1; o < kLanesPerGroup; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      if (c >= chunks) continue;
-      *reinterpret_cast<uint4*>(row + c * 16) = v[i];
-      if (c % kLanesPerGroup == 0) sums[c / kLanesPerGroup * kStreamMaxTokens + share.token] = sum;
-    }
   }
 }
 
-// One warp's ring: unit u is kTiles tiles, of neighbouring strips at one k tile. Lane i < kTiles
-// copies tile i.
-template <int kTiles>
-struct UnitStream {
-  uint32_t bars, buffers;  // shared addresses of this warp's barriers and stages
-  const uint8_t* source;   // this lane's tile of unit `next`
-  int64_t next_group;      // what leads from a group's last tile to the next group's first
-  int next, end;           // the next unit to copy, the end of this warp's run
-  int k_tile, k_tiles;     // of `next`, of a group
-  int tiles, strips_left;  // of this unit; from its first strip to the matrix' end
-  int tile_bytes, stages, stage = 0;
+// This block's columns of x: zeros behind the last one now, the rest when the preceding kernel is
+// done. Every warp writes the zeros, so that none has to wait for another's.
+struct XBlock {
+  uint8_t* rows;
+  int stride, bytes, valid_bytes;  // of a row here; of its columns; of those that x has
 
-  __device__ __forceinline__ void CopyNext(int lane) {
-    if (next >= end) return;
-    const uint32_t dst = buffers + stage * kTiles * tile_bytes, bar = bars + stage * 8;
-    tiles = min(kTiles, strips_left);  // past the last strip: left as it is, never written to y
+  __device__ __forceinline__ XBlock(const StreamGemmParams& p, uint8_t* smem, int col0, int cols)
+      : rows(smem + p.x_rows),
+        stride(cols * 2 + kXPadBytes),
+        bytes(cols * 2),
+        valid_bytes(min(cols, p.k - col0) * 2) {}
+
+  __device__ __forceinline__ void ClearTail(int m, int lane) const {
+    if (valid_bytes == bytes) return;
+#pragma unroll 1
+    for (int token = 0; token < m; ++token) {
+#pragma unroll 1
+      for (int b = valid_bytes + lane * 16; b < bytes; b += kLanes * 16) {
+        *reinterpret_cast<uint4*>(rows + token * stride + b) = make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+  __device__ __forceinline__ void Copy(const StreamGemmParams& p, int col0, uint32_t bar) const {
+    const uint8_t* x = static_cast<const uint8_t*>(p.x) + col0 * 2;
 #if __CUDA_ARCH__ >= 900
-    if (lane == 0) BarrierArriveExpect(bar, tiles * tile_bytes);
-    if (lane < tiles) BulkCopy(dst + lane * tile_bytes, source, tile_bytes, bar);
+    if (threadIdx.x == 0) {
+      BarrierArriveExpect(bar, p.m * valid_bytes);
+#pragma unroll 1
+      for (int i = 0; i < p.m; ++i) {
+        // Every block starts elsewhere: all reading the same lines at once would queue in L2.
+        const int token = (blockIdx.x + i) % p.m;
+        BulkCopy(SharedAddress(rows + token * stride), x + int64_t{token} * p.k * 2, valid_bytes,
+                 bar);
+      }
+    }
 #else
-    for (int i = 0; i < tiles; ++i) {
-      const uint8_t* from =
-          reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, reinterpret_cast<uint64_t>(source), i));
-      for (int b = lane * 16; b < tile_bytes; b += kLanes * 16)
-        CopyAsync16(dst + i * tile_bytes + b, from + b);
+    for (int token = 0; token < p.m; ++token) {
+      for (int b = threadIdx.x * 16; b < valid_bytes; b += kStreamThreads * 16) {
+        CopyAsync16(SharedAddress(rows + token * stride) + b, x + int64_t{token} * p.k * 2 + b);
+      }
     }
     CopyAsyncArrive(bar);
 #endif
-    ++next, source += tile_bytes;
-    if (++stage == stages) stage = 0;
-    if (++k_tile == k_tiles) k_tile = 0, source += next_group, strips_left -= kTiles;
   }
 };
 
-// One lane's sums: kTiles tiles, rows g and g + 8, tokens 2t and 2t + 1.
-template <int kTiles>
-using Sums = float[kTiles][4];
+// Where a warp stands in its run of units; one instance for copying, one `stages` behind for
+// working.
+struct Cursor {
+  int unit, strip, tile, stage;  // tile: the unit's first k tile, within the block's share of k
+  uint32_t parity;
 
-template <int kTiles>
-__device__ __forceinline__ void Clear(Sums<kTiles>& s) {
+  __device__ __forceinline__ void Next(int unit_tiles, int k_tiles, int stages) {
+    ++unit, tile += unit_tiles;
+    if (tile >= k_tiles) tile = 0, ++strip;
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+};
+
+// One lane's sums over k: rows g and g + 8 of each tile of a strip, tokens 2t and 2t + 1; and in
+// `x` the plain sums of x, which the zero points multiply (see dequant.cuh).
+struct LaneSums {
+  float tile[kStripTiles][4];
+  float x[4];
+};
+
+__device__ __forceinline__ void Clear(LaneSums& s) {
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0;
+  for (int j = 0; j < 4; ++j) s.tile[0][j] = s.tile[1][j] = s.x[j] = 0;
 }
 
-// Adds one unit to `total`, scaled (kGroup > 0), or unscaled (kGroup == 0; then `x_sum` collects
-// what the zero point multiplies).
-template <int kBits, typename T, int kGroup, int kTiles>
-__device__ __forceinline__ void AddUnit(const StreamGemmParams& p, const uint8_t* unit,
-                                        uint32_t x_lane, const float* sums, int lane,
-                                        Sums<kTiles>& total, float2& x_sum) {
+// total += scale * (sums - zero * sum of x), for one tile and group.
+template <int kBits, typename T>
+__device__ __forceinline__ void AddScaled(float (&total)[4], const float (&sum)[4],
+                                          const float (&x)[4], const __half2 scales, float zero,
+                                          float zero8) {
   using F = Fragment<kBits, T>;
-  constexpr int kSteps = kTileCols / kStepCols;
-  constexpr int kStepsPerGroup = kGroup == 0 ? kSteps : kGroup / kStepCols;
+  const float2 s = __half22float2(scales);
+  const float z = -F::kUnit * (F::kBias + zero), z8 = -F::kUnit * (F::kBias + F::kRow8 * zero8);
+  total[0] = fmaf(s.x, fmaf(z, x[0], sum[0]), total[0]);
+  total[1] = fmaf(s.x, fmaf(z, x[1], sum[1]), total[1]);
+  total[2] = fmaf(s.y, fmaf(z8, x[0], sum[2]), total[2]);
+  total[3] = fmaf(s.y, fmaf(z8, x[1], sum[3]), total[3]);
+}
+
+// Two neighbours of a tile's scales or zeros: rows g and g + 8.
+__device__ __forceinline__ __half2 ScalesAt(const uint8_t* scales, int g) {
+  return *reinterpret_cast<const __half2*>(scales + 4 * g);
+}
+template <int kBits, typename T, bool kAsymmetric>
+__device__ __forceinline__ float2 ZerosAt(const uint8_t* zeros, int g) {
+  constexpr float kSymmetric = Fragment<kBits, T>::kSymmetricZero;
+  if constexpr (!kAsymmetric) return make_float2(kSymmetric, kSymmetric);
+  const uchar2 z = *reinterpret_cast<const uchar2*>(zeros + 2 * g);
+  return make_float2(z.x, z.y);
+}
+
+// Works through one record: 32 rows, 128 columns. With groups, `run` holds the sums of the current
+// group and `total` takes them scaled; with a group a row, `run` collects the whole run of units.
+template <int kBits, typename T, int kGroup, bool kAsymmetric>
+__device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes, uint32_t x_lane,
+                                          int lane, LaneSums& run, float (&total)[kStripTiles][4]) {
+  constexpr int kStepsPerGroup = (kGroup == 0 ? kTileCols : kGroup) / kStepCols;
   constexpr int kCodeBytes = kTileRows * kTileCols * kBits / 8;
   constexpr int kGroups = kGroup == 0 ? 0 : kTileCols / kGroup;
-  const int g = lane / 4, t = lane % 4;
-  Sums<kTiles> acc;
+  // The sums of x too come from the tensor cores, which have time to spare: ones for weights.
+  constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
+  constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    uint32_t b[2][4];
+    uint32_t w[kStripTiles][kBits], b[2][4];
+#pragma unroll
+    for (int i = 0; i < kStripTiles; ++i)
+      LoadWords<kBits>(w[i], record + i * tile_bytes + half * kCodeBytes / 2, lane);
     LoadMatrix4(b[0], x_lane + half * kHalfCols * 2);
     LoadMatrix4(b[1], x_lane + half * kHalfCols * 2 + 64);
-    uint32_t w[kTiles][kBits];
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-      LoadWords<kBits>(w[i], unit + i * p.tile_bytes + half * kCodeBytes / 2, lane);
 #pragma unroll
     for (int step = 0; step < kStepsPerHalf; ++step) {
-      const int at = half * kStepsPerHalf + step, in_group = at % kStepsPerGroup,
-                group = at / kStepsPerGroup;
-      if (in_group == 0 && kGroup != 0) {
-        // The accumulators start from minus the zero point's share (see dequant.cuh).
-        const float2 xs = *reinterpret_cast<const float2*>(sums + group * kStreamMaxTokens + 2 * t);
-        constexpr float kZero = -F::kUnit * (F::kBias + F::kSymmetricZero),
-                        kZero8 = -F::kUnit * (F::kBias + F::kRow8 * F::kSymmetricZero);
-        const float symmetric[4] = {kZero * xs.x, kZero * xs.y, kZero8 * xs.x, kZero8 * xs.y};
+      const int at = half * kStepsPerHalf + step, group = at / kStepsPerGroup;
+      const uint32_t b0 = b[step / 2][step % 2 * 2], b1 = b[step / 2][step % 2 * 2 + 1];
+      if (kGroup != 0 && at % kStepsPerGroup == 0) Clear(run);
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) acc[i][j] = symmetric[j];
-        }
-        if (p.asymmetric) {
-#pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
-            const uchar2 z = *reinterpret_cast<const uchar2*>(unit + i * p.tile_bytes + kCodeBytes +
-                                                              kGroups * 32 + group * 16 + 2 * g);
-            const float z0 = -F::kUnit * (F::kBias + z.x),
-                        z8 = -F::kUnit * (F::kBias + F::kRow8 * z.y);
-            acc[i][0] = z0 * xs.x, acc[i][1] = z0 * xs.y, acc[i][2] = z8 * xs.x,
-            acc[i][3] = z8 * xs.y;
-          }
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
+      for (int i = 0; i < kStripTiles; ++i) {
         uint32_t a[4];
         if (step == 0) Dequantize<kBits, T, 0>(a, w[i]);
         if (step == 1) Dequantize<kBits, T, 1>(a, w[i]);
         if (step == 2) Dequantize<kBits, T, 2>(a, w[i]);
         if (step == 3) Dequantize<kBits, T, 3>(a, w[i]);
-        Mma<T>(kGroup == 0 ? total[i] : acc[i], a, b[step / 2][step % 2 * 2],
-               b[step / 2][step % 2 * 2 + 1]);
+        Mma<T>(run.tile[i], a, b0, b1);
       }
-      if (in_group == kStepsPerGroup - 1 && kGroup != 0) {
+      Mma<T>(run.x, ones, b0, b1);
+      if (kGroup != 0 && at % kStepsPerGroup == kStepsPerGroup - 1) {
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-          const float2 s = __half22float2(*reinterpret_cast<const __half2*>(
-              unit + i * p.tile_bytes + kCodeBytes + group * 32 + 4 * g));
-          total[i][0] = fmaf(s.x, acc[i][0], total[i][0]),
-          total[i][1] = fmaf(s.x, acc[i][1], total[i][1]);
-          total[i][2] = fmaf(s.y, acc[i][2], total[i][2]),
-          total[i][3] = fmaf(s.y, acc[i][3], total[i][3]);
+        for (int i = 0; i < kStripTiles; ++i) {
+          const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
+          const float2 z =
+              ZerosAt<kBits, T, kAsymmetric>(meta + kGroups * 32 + group * 16, lane / 4);
+          AddScaled<kBits, T>(total[i], run.tile[i], run.x, ScalesAt(meta + group * 32, lane / 4),
+                              z.x, z.y);
         }
       }
     }
   }
-  if constexpr (kGroup == 0) {
-    const float2 xs = *reinterpret_cast<const float2*>(sums + 2 * t);
-    x_sum.x += xs.x, x_sum.y += xs.y;
-  }
 }
 
-// Puts a warp's sums of one strip group into its slot, [token][row], in units of y.
-template <int kBits, typename T, int kGroup, int kTiles>
-__device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip0,
-                                          Sums<kTiles>& total, float2& x_sum, float* slot,
-                                          int lane) {
+// Puts a warp's sums of one strip into its slot, [token][row], in units of y, and clears them.
+template <int kBits, typename T, int kGroup, bool kAsymmetric>
+__device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip, LaneSums& run,
+                                          float (&total)[kStripTiles][4], float* slot, int lane) {
   using F = Fragment<kBits, T>;
   constexpr float kInverse = 1 / F::kUnit, kInverse8 = 1 / (F::kUnit * F::kRow8);
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    float f0 = kInverse, f8 = kInverse8;
+  for (int i = 0; i < kStripTiles; ++i) {
     if constexpr (kGroup == 0) {
-      const int strip = min(strip0 + i, p.strips - 1);
-      const uint8_t* scales = p.weights + p.row_meta_offset + int64_t{strip} * kTileRows * 2;
-      const uint8_t* zeros = p.weights + p.row_meta_offset + int64_t{p.strips} * kTileRows * 2 +
-                             int64_t{strip} * kTileRows;
-      const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scales + 4 * g));
-      float z0 = F::kSymmetricZero, z8 = F::kSymmetricZero;
-      if (p.asymmetric) z0 = zeros[2 * g], z8 = zeros[2 * g + 1];
-      z0 = F::kUnit * (F::kBias + z0), z8 = F::kUnit * (F::kBias + F::kRow8 * z8);
-      total[i][0] = fmaf(-z0, x_sum.x, total[i][0]), total[i][1] = fmaf(-z0, x_sum.y, total[i][1]);
-      total[i][2] = fmaf(-z8, x_sum.x, total[i][2]), total[i][3] = fmaf(-z8, x_sum.y, total[i][3]);
-      f0 *= s.x, f8 *= s.y;
+      const int row_tile = strip * kStripTiles + i;
+      const uint8_t* scales = p.weights + p.row_meta_offset;
+      const uint8_t* zeros = p.weights + p.row_zeros_offset;
+      const float2 z = ZerosAt<kBits, T, kAsymmetric>(zeros + row_tile * kTileRows, g);
+      AddScaled<kBits, T>(total[i], run.tile[i], run.x,
+                          ScalesAt(scales + row_tile * kTileRows * 2, g), z.x, z.y);
     }
-    const int column = SlotColumn(kTiles), row = i * kTileRows + g;
-    if (2 * t < p.m)
-      slot[2 * t * column + row] = total[i][0] * f0,
-                            slot[2 * t * column + row + 8] = total[i][2] * f8;
+    float* at = slot + 2 * t * kSlotColumn + i * kTileRows + g;
+    if (2 * t < p.m) at[0] = total[i][0] * kInverse, at[8] = total[i][2] * kInverse8;
     if (2 * t + 1 < p.m)
-      slot[(2 * t + 1) * column + row] = total[i][1] * f0,
-                                  slot[(2 * t + 1) * column + row + 8] = total[i][3] * f8;
+      at[kSlotColumn] = total[i][1] * kInverse, at[kSlotColumn + 8] = total[i][3] * kInverse8;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) total[i][j] = 0;
   }
-  Clear<kTiles>(total);
-  x_sum = make_float2(0, 0);
+  if (kGroup == 0) Clear(run);
 }
 
-// 128 registers a thread at most, so that the next kernel's block fits beside this one's.
-template <int kBits, typename T, int kGroup, int kTiles>
+// Two blocks' registers fit an SM, so that the next kernel's can be there beside this one's.
+template <int kBits, typename T, int kGroup, bool kAsymmetric>
 __global__ void __launch_bounds__(kStreamThreads, 2)
     StreamGemmKernel(const __grid_constant__ StreamGemmParams p) {
   extern __shared__ __align__(128) uint8_t smem[];
-  const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  const int cluster = blockIdx.x / p.splits, rank = blockIdx.x - cluster * p.splits;
-  const int k_tile0 = rank * p.k_tiles / p.splits,
-            k_tiles = (rank + 1) * p.k_tiles / p.splits - k_tile0;
-  const int group0 = static_cast<int64_t>(cluster) * p.strip_groups / p.clusters;
-  const int groups =
-      static_cast<int>(static_cast<int64_t>(cluster + 1) * p.strip_groups / p.clusters) - group0;
-  const int units = groups * k_tiles;
+  // Broadcast, so that the compiler knows a warp's own numbers to be the same in all its lanes.
+  const int warp = __shfl_sync(~0u, threadIdx.x / kLanes, 0), lane = threadIdx.x % kLanes;
+  const int cluster = blockIdx.x >> p.split_shift, rank = blockIdx.x - (cluster << p.split_shift);
+  const int first_unit = p.k_units.Begin(rank), k_units = p.k_units.Begin(rank + 1) - first_unit;
+  const int k_tile0 = first_unit * p.unit_tiles;
+  const int k_tiles = min(k_units * p.unit_tiles, p.k_tiles - k_tile0);
+  const int strip0 = p.strips.Begin(cluster), strips = p.strips.Begin(cluster + 1) - strip0;
+  const int units = strips * k_units;
   const int begin = warp * units / kStreamWarps, end = (warp + 1) * units / kStreamWarps;
+  const uint32_t over_k_units = p.over_k_units[k_units - p.k_units.each];
+  const int begin_strip = k_units > 1 ? __umulhi(begin, over_k_units) : begin;
+
+  const int stage_bytes = p.unit_tiles * p.record_bytes;
+  const uint32_t x_bar = SharedAddress(smem), bars = x_bar + 8 + warp * p.stages * 8;
+  const int ring = p.ring + warp * p.stages * stage_bytes;
+  Cursor copy{begin, begin_strip, (begin - begin_strip * k_units) * p.unit_tiles, 0, 0};
+  Cursor work = copy;
+  const auto copy_next = [&] {
+    const int bytes = min(p.unit_tiles, k_tiles - copy.tile) * p.record_bytes;
+    const uint8_t* source = p.weights + (strip0 + copy.strip) * p.strip_bytes +
+                            int64_t{k_tile0 + copy.tile} * p.record_bytes;
+    const uint32_t to = SharedAddress(smem) + ring + copy.stage * stage_bytes;
+    const uint32_t bar = bars + copy.stage * 8;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) {
+      BarrierArriveExpect(bar, bytes);
+      BulkCopy(to, source, bytes, bar);
+    }
+#else
+    for (int b = lane * 16; b < bytes; b += kLanes * 16) CopyAsync16(to + b, source + b);
+    CopyAsyncArrive(bar);
+#endif
+    copy.Next(p.unit_tiles, k_tiles, p.stages);
+  };
 
   // Fill the ring: weights are constant, so this need not wait for the preceding kernel.
-  const int unit_bytes = kTiles * p.tile_bytes;
-  const int64_t strip_bytes = int64_t{1} * p.k_tiles * p.tile_bytes;
-  int group = k_tiles > 0 ? begin / k_tiles : 0, k_tile = begin - group * k_tiles;
-  UnitStream<kTiles> stream;
-  stream.bars = SharedAddress(smem) + warp * p.stages * 8;
-  stream.buffers = SharedAddress(smem + p.ring) + warp * p.stages * unit_bytes;
-  stream.source = p.weights + ((group0 + group) * kTiles + lane % kTiles) * strip_bytes +
-                  int64_t{1} * (k_tile0 + k_tile) * p.tile_bytes;
-  stream.next_group = kTiles * strip_bytes - int64_t{1} * k_tiles * p.tile_bytes;
-  stream.next = begin, stream.end = end, stream.k_tile = k_tile, stream.k_tiles = k_tiles;
-  stream.strips_left = p.strips - (group0 + group) * kTiles;
-  stream.tile_bytes = p.tile_bytes, stream.stages = p.stages;
-  constexpr int kArrivals =
-#if __CUDA_ARCH__ >= 900
-      1;  // the lane that announces the bytes
-#else
-      kLanes;
-#endif
-#pragma unroll 1
-  for (int i = lane; i < p.stages; i += kLanes) BarrierInit(stream.bars + i * 8, kArrivals);
+  if (threadIdx.x == 0) BarrierInit(x_bar, kBulk ? 1 : kStreamThreads);
+  for (int i = lane; i < p.stages; i += kLanes) BarrierInit(bars + i * 8, kBulk ? 1 : kLanes);
   BarrierInitFence();
   __syncwarp();
 #pragma unroll 1
-  for (int i = 0; i < p.stages; ++i) stream.CopyNext(lane);
+  for (int i = 0; i < p.stages && copy.unit < end; ++i) copy_next();
+  // At once: the next kernel's first copies keep memory busy while this one waits for x and while
+  // it sums up. That makes x itself arrive 1 us later, and is still better (measured).
   LetNextKernelStart();
+  const XBlock x(p, smem, k_tile0 * kTileCols, k_tiles * kTileCols);
+  x.ClearTail(p.m, lane);
+  __syncthreads();  // x_bar is ready
   WaitForPrecedingKernel();
-
-  LoadX<T, kGroup>(p, warp, lane, k_tile0 * kTileCols, k_tiles * kTileCols, smem + p.x_rows,
-                   reinterpret_cast<float*>(smem + p.x_sums));
+  x.Copy(p, k_tile0 * kTileCols, x_bar);
 #if __CUDA_ARCH__ >= 900
-  if (p.splits > 1) ClusterArrive();
+  if (p.split_shift > 0) ClusterArrive();  // says that this block runs: see ClusterWait() below
 #endif
-  __syncthreads();
 
-  // Walk this warp's units. Sums stay in registers while the strip group stays the same.
-  constexpr int kGroupsPerTile = kGroup == 0 ? 1 : kTileCols / kGroup;
-  float* slots = reinterpret_cast<float*>(smem + p.slots);
-  const int slot_floats = SlotColumn(kTiles) * p.m;
-  const int x_stride = k_tiles * kTileCols * 2 + kXPadBytes;
-  const uint32_t x_lane =
-      SharedAddress(smem + p.x_rows) + min(lane % 8, p.m - 1) * x_stride + lane / 8 * 16;
-  const float* sums = reinterpret_cast<const float*>(smem + p.x_sums);
-  Sums<kTiles> total;
-  Clear<kTiles>(total);
-  float2 x_sum = make_float2(0, 0);
-  int stage = 0;
-  uint32_t parity = 0;
+  // Work through the units. Sums stay in registers while the strip stays the same.
+  float* const slots = reinterpret_cast<float*>(smem + p.slots);
+  const int slot_floats = kSlotColumn * p.m;
+  const uint32_t x_lane = SharedAddress(x.rows) + min(lane % 8, p.m - 1) * x.stride + lane / 8 * 16;
+  LaneSums run;
+  Clear(run);
+  float total[kStripTiles][4] = {};
+  BarrierWait(x_bar, 0);
 #pragma unroll 1
-  for (int u = begin; u < end; ++u) {
-    BarrierWait(stream.bars + stage * 8, parity);
-    AddUnit<kBits, T, kGroup, kTiles>(
-        p, smem + p.ring + (warp * p.stages + stage) * unit_bytes, x_lane + k_tile * kTileCols * 2,
-        sums + k_tile * kGroupsPerTile * kStreamMaxTokens, lane, total, x_sum);
+  while (work.unit < end) {
+    BarrierWait(bars + work.stage * 8, work.parity);
+    const int tiles = min(p.unit_tiles, k_tiles - work.tile);
+    const uint8_t* unit = smem + ring + work.stage * stage_bytes;
+#pragma unroll 1
+    for (int i = 0; i < tiles; ++i) {
+      AddRecord<kBits, T, kGroup, kAsymmetric>(
+          unit + i * p.record_bytes, p.record_bytes / kStripTiles,
+          x_lane + (work.tile + i) * kTileCols * 2, lane, run, total);
+    }
     __syncwarp();  // every lane has its words in registers: the stage may be overwritten
-    stream.CopyNext(lane);
-    if (++stage == p.stages) stage = 0, parity ^= 1;
-    if (++k_tile == k_tiles || u + 1 == end) {
-      // Warps' runs are contiguous, so (warp, group) pairs met are at most warps + groups - 1, and
-      // warp + group numbers them.
-      StoreSlot<kBits, T, kGroup, kTiles>(p, (group0 + group) * kTiles, total, x_sum,
-                                          slots + (warp + group) * slot_floats, lane);
-      k_tile = 0, ++group;
+    if (copy.unit < end) copy_next();
+    const int strip = work.strip;
+    work.Next(p.unit_tiles, k_tiles, p.stages);
+    if (work.strip != strip || work.unit == end) {
+      // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1, and
+      // warp + strip numbers them.
+      StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, total,
+                                               slots + (warp + strip) * slot_floats, lane);
     }
   }
   __syncthreads();
 
-  // Sum over the warps, in their order; then over the blocks of the cluster, in theirs.
-  const TokenShare share(warp, p.m);
-  if (share.part >= share.parts && p.splits == 1) return;
-  const int rows = groups * kTiles * kTileRows, row0 = group0 * kTiles * kTileRows;
-  const int first = share.part * kLanes + lane, step = share.parts * kLanes;
-  T* y = static_cast<T*>(p.y) + int64_t{share.token} * p.n + row0;
+  // Sum over the warps, in their order; then over the blocks of the cluster, in theirs. Warp w
+  // serves token w % m.
+  const int part = warp / p.m, parts = kStreamWarps / p.m, token = warp - part * p.m;
+  const int rows = strips * kStripRows, row0 = strip0 * kStripRows;
+  const int first = part < parts ? part * kLanes + lane : rows, step = parts * kLanes;
+  T* y = static_cast<T*>(p.y) + int64_t{token} * p.n + row0;
   const auto block_sum = [&](int row) {
-    const int grp = row / (kTiles * kTileRows), in_group = row % (kTiles * kTileRows);
+    const int strip = row / kStripRows;
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kStreamWarps; ++w) {
-      const bool met = max(w * units / kStreamWarps, grp * k_tiles) <
-                       min((w + 1) * units / kStreamWarps, (grp + 1) * k_tiles);
-      if (met) sum += slots[(w + grp) * slot_floats + share.token * SlotColumn(kTiles) + in_group];
+      const bool met = max(w * units / kStreamWarps, strip * k_units) <
+                       min((w + 1) * units / kStreamWarps, (strip + 1) * k_units);
+      if (met) sum += slots[(w + strip) * slot_floats + token * kSlotColumn + row % kStripRows];
     }
     return sum;
   };
 #if __CUDA_ARCH__ >= 900
-  if (p.splits > 1) {
+  if (p.split_shift > 0) {
     // Block r of the cluster finishes rows [r each, (r + 1) each): the others send it theirs.
-    const int each = (rows + p.splits - 1) / p.splits;
+    const int splits = 1 << p.split_shift, each = (rows + splits - 1) >> p.split_shift;
     const float* inbox = reinterpret_cast<const float*>(smem + p.inbox);
     ClusterWait();  // all blocks run: their shared memory may be written
-    if (share.part < share.parts) {
-      for (int row = first; row < rows; row += step) {
-        const int owner = row / each;
-        ClusterStore(ClusterAddress(SharedAddress(inbox + (rank * p.m + share.token) * each + row -
-                                                  owner * each),
-                                    owner),
-                     block_sum(row));
-      }
+#pragma unroll 1
+    for (int row = first; row < rows; row += step) {
+      const int owner = row / each, at = (rank * p.m + token) * each + row - owner * each;
+      ClusterStore(ClusterAddress(SharedAddress(inbox + at), owner), block_sum(row));
     }
     ClusterArrive();
     ClusterWait();
-    if (share.part >= share.parts) return;
-    for (int row = first; row < min(each, min(rows - rank * each, p.n - row0 - rank * each));
-         row += step) {
+    const int mine = min(each, min(rows, p.n - row0) - rank * each);
+#pragma unroll 1
+    for (int row = first; row < mine; row += step) {
       float sum = 0;
-      for (int r = 0; r < p.splits; ++r) sum += inbox[(r * p.m + share.token) * each + row];
+#pragma unroll 1
+      for (int r = 0; r < splits; ++r) sum += inbox[(r * p.m + token) * each + row];
       y[rank * each + row] = FromFloat<T>(sum);
     }
     return;
   }
 #endif
 #pragma unroll 1
-  for (int row = first; row < min(rows, p.n - row0); row += step)
+  for (int row = first; row < min(rows, p.n - row0); row += step) {
     y[row] = FromFloat<T>(block_sum(row));
+  }
 }
 
 // Instantiated once a width, in stream_gemm_w*.cu, to compile in parallel.
 template <int kBits>
-cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, int group, Dtype dtype, int tiles,
+cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, const PackedShape& shape, Dtype dtype,
                                  const cudaLaunchConfig_t& config);
 
-template <int kBits, typename T, int kGroup>
-cudaError_t LaunchStreamGemmTiles(const StreamGemmParams& p, int tiles,
-                                  const cudaLaunchConfig_t& config) {
-  const auto launch = [&](auto kernel) {
-    const int bytes = static_cast<int>(config.dynamicSmemBytes);
-    const cudaError_t set =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    return set != cudaSuccess ? set : cudaLaunchKernelEx(&config, kernel, p);
-  };
-  switch (tiles) {
-    case 1:
-      return launch(StreamGemmKernel<kBits, T, kGroup, 1>);
-    case 2:
-      return launch(StreamGemmKernel<kBits, T, kGroup, 2>);
-    case 3:
-      return launch(StreamGemmKernel<kBits, T, kGroup, 3>);
-    case 4:
-      return launch(StreamGemmKernel<kBits, T, kGroup, 4>);
-    default:
-      return cudaErrorInvalidValue;
-  }
+template <int kBits, typename T, int kGroup, bool kAsymmetric>
+cudaError_t LaunchStreamGemmKernel(const StreamGemmParams& p, const cudaLaunchConfig_t& config) {
+  const auto kernel = StreamGemmKernel<kBits, T, kGroup, kAsymmetric>;
+  const int bytes = static_cast<int>(config.dynamicSmemBytes);
+  const cudaError_t set =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return set != cudaSuccess ? set : cudaLaunchKernelEx(&config, kernel, p);
 }
 
-template <int kBits, typename T>
-cudaError_t LaunchStreamGemmGroup(const StreamGemmParams& p, int group, int tiles,
+template <int kBits, typename T, bool kAsymmetric>
+cudaError_t LaunchStreamGemmGroup(const StreamGemmParams& p, int group,
                                   const cudaLaunchConfig_t& config) {
   switch (group) {
     case 0:
-      return LaunchStreamGemmTiles<kBits, T, 0>(p, tiles, config);
-#ifndef BABAI_CUDA_QUICK
+      return LaunchStreamGemmKernel<kBits, T, 0, kAsymmetric>(p, config);
     case 32:
-      return LaunchStreamGemmTiles<kBits, T, 32>(p, tiles, config);
+      return LaunchStreamGemmKernel<kBits, T, 32, kAsymmetric>(p, config);
     case 64:
-      return LaunchStreamGemmTiles<kBits, T, 64>(p, tiles, config);
-#endif
+      return LaunchStreamGemmKernel<kBits, T, 64, kAsymmetric>(p, config);
     case 128:
-      return LaunchStreamGemmTiles<kBits, T, 128>(p, tiles, config);
+      return LaunchStreamGemmKernel<kBits, T, 128, kAsymmetric>(p, config);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
 template <int kBits>
-cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, int group, Dtype dtype, int tiles,
+cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, const PackedShape& shape, Dtype dtype,
                                  const cudaLaunchConfig_t& config) {
-  return dtype == Dtype::kFp16
-             ? LaunchStreamGemmGroup<kBits, __half>(p, group, tiles, config)
-             : LaunchStreamGemmGroup<kBits, __nv_bfloat16>(p, group, tiles, config);
+  const bool half = dtype == Dtype::kFp16;
+  if (shape.asymmetric) {
+    return half ? LaunchStreamGemmGroup<kBits, __half, true>(p, shape.group, config)
+                : LaunchStreamGemmGroup<kBits, __nv_bfloat16, true>(p, shape.group, config);
+  }
+  return half ? LaunchStreamGemmGroup<kBits, __half, false>(p, shape.group, config)
+              : LaunchStreamGemmGroup<kBits, __nv_bfloat16, false>(p, shape.group, config);
 }
 
 }  // namespace babai::cuda

@@ -4,7 +4,7 @@
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A cluster of
 //             1, 2, 4 or 8 blocks owns some strips and splits k; a block's eight warps split its
-//             (strip group, k tile) units into eight contiguous runs. Each warp has its own ring of
+//             units (a stretch of k of a strip) into contiguous runs. Each warp has its own ring of
 //             bulk copies and barriers, and refills what it has just consumed: no block-wide
 //             barrier until the end, when partial sums meet in shared memory, then across the
 //             cluster. The rings are filled before the preceding kernel's results are waited for.
@@ -26,13 +26,18 @@
 namespace babai::cuda {
 
 constexpr int kStreamMaxTokens = 8;
-constexpr int kStreamWarps = 8;
+constexpr int kStreamWarps = 8;  // more gain nothing (docs/perf/cuda_gemm.md)
 
 struct StreamGemmPlan {
-  int tiles = 0;     // strips a warp works on at once: 1..4
-  int splits = 0;    // blocks of a cluster, each with a share of k: 1, 2, 4, 8
-  int clusters = 0;  // the strips are shared out among these
-  int stages = 0;    // ring depth, in units of `tiles` tiles
+  int unit_tiles = 0;  // k tiles (128 columns of a strip) that a copy brings
+  int splits = 0;      // blocks of a cluster, each with a share of k: 1, 2, 4, 8; <= units along k
+  int clusters = 0;    // the strips are shared out among these
+  int stages = 0;      // units a warp's ring holds
+  // Asked for even if less is needed: half an SM's, so that each SM has room for one block of this
+  // kernel and one of the next, which fills its rings meanwhile; or all of it. Anything between, or
+  // an SM without a block of this kernel, lets two blocks of the next share an SM while others have
+  // none: it then takes twice as long (measured). Hence also clusters * splits == number of SMs.
+  int shared_bytes = 0;
 };
 
 struct StreamGemmArgs {
@@ -44,7 +49,10 @@ struct StreamGemmArgs {
   Dtype dtype;
 };
 
-// Shared memory of one block under this plan.
+// What a block may use when two are to fit on an SM that gives one block at most `shared_bytes`.
+constexpr int64_t HalfOfShared(int64_t shared_bytes) { return (shared_bytes + 1024) / 2 - 1024; }
+
+// Shared memory that one block needs under this plan.
 int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmPlan& plan);
 
 // The plan we measured to be best; `sms` and `shared_bytes` describe the device. stages == 0: no

@@ -2,6 +2,6 @@
 #include "kernels/cuda/stream_gemm.cuh"
 
 namespace babai::cuda {
-template cudaError_t LaunchStreamGemmBits<4>(const StreamGemmParams&, int, Dtype, int,
+template cudaError_t LaunchStreamGemmBits<4>(const StreamGemmParams&, const PackedShape&, Dtype,
                                              const cudaLaunchConfig_t&);
 }  // namespace babai::cuda
