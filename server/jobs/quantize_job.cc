@@ -34,11 +34,14 @@ absl::Status CheckRequestId(const std::string& id) {
   return InvalidField("request_id", "must be at most 128 printable characters without spaces");
 }
 
-absl::StatusOr<std::filesystem::path> ResolveSource(const QuantizeSpec& spec,
-                                                    const QuantizeEnvironment& env) {
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenAllowedSource(const QuantizeSpec& spec,
+                                                              const QuantizeEnvironment& env) {
   const auto uri = ModelUri::Parse(spec.source_uri, "source_uri");
   if (!uri.ok()) return uri.status();
-  return ResolveLocal(*uri, env.model_roots);
+  std::filesystem::path root;
+  const auto path = ResolveLocal(*uri, env.model_roots, &root);
+  if (!path.ok()) return path.status();
+  return OpenCheckpoint(*path, root);
 }
 
 // Nearest rounding needs no calibration data, but is evaluated on it where the caller gives some.
@@ -156,9 +159,7 @@ class Run {
 
 absl::Status Run::OpenSource() {
   progress_.Enter(JobState::kFetching, "reading the source", 0);
-  const auto path = ResolveSource(spec_, env_);
-  if (!path.ok()) return path.status();
-  auto checkpoint = OpenCheckpoint(*path);
+  auto checkpoint = OpenAllowedSource(spec_, env_);
   if (!checkpoint.ok()) return checkpoint.status();
   checkpoint_ = *std::move(checkpoint);
   auto digest = checkpoint_->Digest();
@@ -362,9 +363,7 @@ absl::Status CheckQuantize(const QuantizeSpec& spec, const QuantizeEnvironment& 
   if (auto status = CheckRequestId(spec.request_id); !status.ok()) return status;
   if (auto status = ValidateModelName(spec.name, "name"); !status.ok()) return status;
   if (auto status = ValidateRecipe(spec.recipe); !status.ok()) return status;
-  const auto path = ResolveSource(spec, env);
-  if (!path.ok()) return path.status();
-  const auto checkpoint = OpenCheckpoint(*path);
+  const auto checkpoint = OpenAllowedSource(spec, env);
   if (!checkpoint.ok()) return checkpoint.status();
   if (auto bytes = PackedBytes(**checkpoint, spec.recipe); !bytes.ok()) return bytes.status();
   if (UsesCalibration(spec)) {

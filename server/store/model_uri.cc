@@ -124,14 +124,15 @@ bool IsUnder(const std::filesystem::path& path, const std::filesystem::path& roo
   return root_end == root.end();
 }
 
-bool IsUnderAny(const std::filesystem::path& path,
-                const std::vector<std::filesystem::path>& roots) {
+// The first of `roots`, links followed, that `path` lies under; empty: none.
+std::filesystem::path RootOf(const std::filesystem::path& path,
+                             const std::vector<std::filesystem::path>& roots) {
   for (const auto& root : roots) {
     std::error_code error;
     std::filesystem::path real = std::filesystem::canonical(root, error);
-    if (!error && IsUnder(path, real)) return true;
+    if (!error && IsUnder(path, real)) return real;
   }
-  return false;
+  return {};
 }
 
 }  // namespace
@@ -155,13 +156,15 @@ absl::StatusOr<ModelUri> ModelUri::Parse(std::string_view text, std::string_view
   return uri;
 }
 
-absl::StatusOr<std::filesystem::path> ResolveLocal(
-    const ModelUri& uri, const std::vector<std::filesystem::path>& roots) {
+absl::StatusOr<std::filesystem::path> ResolveLocal(const ModelUri& uri,
+                                                   const std::vector<std::filesystem::path>& roots,
+                                                   std::filesystem::path* root) {
   // weakly_canonical follows the links of the part that exists, so that a missing file outside the
   // roots is refused like one that is there: the answer tells nothing about the rest of the disk.
   std::error_code error;
   const std::filesystem::path real = std::filesystem::weakly_canonical(uri.path(), error);
-  if (error || !IsUnderAny(real, roots)) {
+  const std::filesystem::path allowed = error ? std::filesystem::path() : RootOf(real, roots);
+  if (allowed.empty()) {
     return Refuse(
         absl::StatusCode::kPermissionDenied, reason::kSourceNotAllowed, uri.field(),
         uri.text() + " is not under a directory that this server may read (--model_roots)");
@@ -174,6 +177,8 @@ absl::StatusOr<std::filesystem::path> ResolveLocal(
   if (!std::filesystem::is_directory(status) && !std::filesystem::is_regular_file(status)) {
     return BadUri(uri.field(), uri.text() + " is neither a directory nor a regular file");
   }
+  if (root != nullptr) *root = allowed;
+  if (root != nullptr) *root = allowed;
   return real;
 }
 

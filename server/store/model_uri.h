@@ -33,8 +33,10 @@ class ModelUri {
 // The real path behind `uri`, proven to lie under one of `roots` after every symbolic link is
 // followed (so a link out of the root is refused). PermissionDenied SOURCE_NOT_ALLOWED: outside
 // every root, there or not; NotFound SOURCE_NOT_FOUND. Messages show the caller's own URI, never a
-// resolved server path.
+// resolved server path. `root`, if given, gets the root it lies under, to confine what a
+// directory's own links lead to.
 absl::StatusOr<std::filesystem::path> ResolveLocal(const ModelUri& uri,
-                                                   const std::vector<std::filesystem::path>& roots);
+                                                   const std::vector<std::filesystem::path>& roots,
+                                                   std::filesystem::path* root = nullptr);
 
 }  // namespace babai

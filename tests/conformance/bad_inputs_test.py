@@ -136,6 +136,13 @@ class BadModels:
         (path / "tokenizer.json").write_text('{"model": 5}')
         return path
 
+    def link_out_of_the_root(self):
+        path = tiny_model.write_model(self.root / "link_inside")
+        outside = self.root.parent / "outside.safetensors"
+        (path / "model.safetensors").rename(outside)
+        (path / "model.safetensors").symlink_to(outside)
+        return path
+
     def gguf_bad_magic(self):
         gguf(self.root / "magic.gguf", magic=b"GGUX")
         return self.root / "magic.gguf"
@@ -175,6 +182,7 @@ MODEL_CASES = [  # builder, code, reason
     ("heads_do_not_divide", "INVALID_ARGUMENT", "INVALID_MODEL_FILE"),
     ("config_not_json", "INVALID_ARGUMENT", "INVALID_MODEL_FILE"),
     ("garbage_tokenizer", "INVALID_ARGUMENT", "INVALID_TOKENIZER"),
+    ("link_out_of_the_root", "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
     ("gguf_bad_magic", "INVALID_ARGUMENT", "INVALID_MODEL_FILE"),
     ("gguf_counts", "INVALID_ARGUMENT", "INVALID_MODEL_FILE"),
     ("gguf_string_beyond_file", "INVALID_ARGUMENT", "INVALID_MODEL_FILE"),
