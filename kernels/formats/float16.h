@@ -29,6 +29,8 @@ constexpr uint16_t FloatToBf16(float value) {
   return static_cast<uint16_t>((u + half_ulp_less_tie) >> 16);
 }
 
+constexpr bool HalfIsFinite(uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
 constexpr float HalfToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t exponent = (bits >> 10) & 0x1fu;

@@ -1,54 +1,20 @@
 #include "kernels/formats/packed_int.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/formats/bit_stream.h"
 #include "kernels/formats/float16.h"
+#include "kernels/formats/layout_checks.h"
 
 namespace babai {
 namespace {
 
 bool GoodBits(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
-bool GoodGroup(int64_t cols, int64_t group) {
-  return group >= 1 && (group >= cols || cols % group == 0);
-}
-
-int64_t ProductOrMinusOne(int64_t a, int64_t b) {
-  int64_t product = 0;
-  return __builtin_mul_overflow(a, b, &product) ? -1 : product;
-}
-
-// Bytes of `count` values of `bits` bits, rounded up to `unit` bytes; -1 on overflow.
-int64_t StreamBytes(int64_t count, int bits, int64_t unit) {
-  const int64_t total = ProductOrMinusOne(count, bits);
-  if (total < 0 || total > std::numeric_limits<int64_t>::max() - 8 * unit) return -1;
-  return (total + 8 * unit - 1) / (8 * unit) * unit;
-}
-
-int64_t RowBytes(int64_t cols, int bits) { return StreamBytes(cols, bits, 4); }
 int64_t ZeroRowBytes(int64_t groups, int bits) { return StreamBytes(groups, bits, 1); }
-
-// Value `index` of a dense little-endian stream. Values never span more than two bytes.
-uint32_t StreamAt(const uint8_t* stream, int64_t index, int bits) {
-  const int64_t bit = index * bits;
-  const int shift = static_cast<int>(bit & 7);
-  uint32_t word = stream[bit >> 3];
-  if (shift + bits > 8) word |= static_cast<uint32_t>(stream[(bit >> 3) + 1]) << 8;
-  return (word >> shift) & ((1u << bits) - 1);
-}
-
-void PutStream(uint8_t* stream, int64_t index, int bits, uint32_t value) {
-  const int64_t bit = index * bits;
-  const int shift = static_cast<int>(bit & 7);
-  const uint32_t word = value << shift;
-  stream[bit >> 3] |= static_cast<uint8_t>(word);
-  if (shift + bits > 8) stream[(bit >> 3) + 1] |= static_cast<uint8_t>(word >> 8);
-}
 
 // The byte lengths of a matrix's three buffers.
 struct Lengths {
@@ -56,10 +22,7 @@ struct Lengths {
 };
 
 absl::StatusOr<Lengths> CheckShape(int64_t rows, int64_t cols, int64_t group, int bits) {
-  if (rows < 1 || cols < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rows ", rows, ", cols ", cols, ": both must be at least 1"));
-  }
+  if (auto s = CheckDimensions(rows, cols); !s.ok()) return s;
   if (!GoodBits(bits)) {
     return absl::InvalidArgumentError(absl::StrCat("bits ", bits, ": must be 2, 3, 4 or 8"));
   }
@@ -74,44 +37,6 @@ absl::StatusOr<Lengths> CheckShape(int64_t rows, int64_t cols, int64_t group, in
     return absl::InvalidArgumentError(absl::StrCat(rows, " x ", cols, ": too large"));
   }
   return want;
-}
-
-absl::Status CheckLength(absl::string_view what, size_t got, int64_t want) {
-  if (static_cast<int64_t>(got) == want) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(what, " holds ", got, " values, needs ", want));
-}
-
-absl::Status CheckRange(absl::string_view what, absl::Span<const uint8_t> values, int bits) {
-  const auto largest = std::max_element(values.begin(), values.end());
-  if (largest == values.end() || *largest < (1 << bits)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, " ", int{*largest}, " does not fit ", bits, " bits"));
-}
-
-// Packs rows of `count` values each.
-std::vector<uint8_t> PackRows(absl::Span<const uint8_t> values, int64_t rows, int64_t count,
-                              int bits, int64_t row_bytes) {
-  std::vector<uint8_t> out(rows * row_bytes);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < count; ++c) {
-      PutStream(&out[r * row_bytes], c, bits, values[r * count + c]);
-    }
-  }
-  return out;
-}
-
-// A row's codes in order, eight at a time: eight codes are kBits whole bytes.
-template <int kBits>
-void UnpackCodes(const uint8_t* row, int64_t cols, uint8_t* out) {
-  int64_t c = 0;
-  for (; c + 8 <= cols; c += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, row + c * kBits / 8, kBits);
-    for (int i = 0; i < 8; ++i) {
-      out[c + i] = static_cast<uint8_t>((word >> (i * kBits)) & ((1u << kBits) - 1));
-    }
-  }
-  for (; c < cols; ++c) out[c] = static_cast<uint8_t>(StreamAt(row, c, kBits));
 }
 
 void DecodeRow(const PackedIntView& w, int64_t row, uint8_t* codes, float* out) {
@@ -130,7 +55,7 @@ void DecodeRow(const PackedIntView& w, int64_t row, uint8_t* codes, float* out) 
 
 int64_t PackedIntCodeBytes(int64_t rows, int64_t cols, int bits) {
   if (rows < 1 || cols < 1 || !GoodBits(bits)) return -1;
-  const int64_t row_bytes = RowBytes(cols, bits);
+  const int64_t row_bytes = CodeRowBytes(cols, bits);
   return row_bytes < 0 ? -1 : ProductOrMinusOne(rows, row_bytes);
 }
 
@@ -169,9 +94,9 @@ absl::StatusOr<PackedInt> PackInt(absl::Span<const uint8_t> codes,
   if (!zeros.empty()) {
     if (auto s = CheckLength("zeros", zeros.size(), want->scales); !s.ok()) return s;
     if (auto s = CheckRange("zero", zeros, bits); !s.ok()) return s;
-    packed.zeros = PackRows(zeros, rows, want->scales / rows, bits, want->zeros / rows);
+    packed.zeros = PackStreams(zeros, rows, want->scales / rows, bits, want->zeros / rows);
   }
-  packed.codes = PackRows(codes, rows, cols, bits, want->codes / rows);
+  packed.codes = PackStreams(codes, rows, cols, bits, want->codes / rows);
   packed.scales.assign(scales.begin(), scales.end());
   packed.rows = rows;
   packed.cols = cols;
@@ -181,7 +106,7 @@ absl::StatusOr<PackedInt> PackInt(absl::Span<const uint8_t> codes,
 }
 
 uint32_t CodeAt(const PackedIntView& w, int64_t row, int64_t col) {
-  return StreamAt(w.codes.data() + row * RowBytes(w.cols, w.bits), col, w.bits);
+  return StreamAt(w.codes.data() + row * CodeRowBytes(w.cols, w.bits), col, w.bits);
 }
 
 uint32_t ZeroAt(const PackedIntView& w, int64_t row, int64_t group_index) {
@@ -197,17 +122,7 @@ float DecodeWeight(const PackedIntView& w, int64_t row, int64_t col) {
 }
 
 void UnpackRow(const PackedIntView& w, int64_t row, uint8_t* out) {
-  const uint8_t* codes = w.codes.data() + row * RowBytes(w.cols, w.bits);
-  switch (w.bits) {
-    case 2:
-      return UnpackCodes<2>(codes, w.cols, out);
-    case 3:
-      return UnpackCodes<3>(codes, w.cols, out);
-    case 4:
-      return UnpackCodes<4>(codes, w.cols, out);
-    default:
-      std::memcpy(out, codes, w.cols);
-  }
+  UnpackStream(w.codes.data() + row * CodeRowBytes(w.cols, w.bits), w.cols, w.bits, out);
 }
 
 void DecodeRows(const PackedIntView& w, int64_t row_begin, int64_t row_end, float* out) {
