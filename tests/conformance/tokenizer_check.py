@@ -3,7 +3,8 @@
 
   tokenizer_check.py --babai build/release/bin/babai --server ADDR --model NAME --gguf FILE TEXT...
 
-The texts are cut in chunks of about 2000 characters at line ends; every chunk's ids must be equal.
+The texts are cut in chunks of about 16 KB at line ends; every chunk's ids must be equal. The model is loaded first: the server
+reads the tokenizer of a model that is not loaded anew for every call.
 """
 import argparse
 import json
@@ -14,7 +15,7 @@ import tempfile
 from llama_cpp import Llama
 
 
-def chunks(text, size=2000):
+def chunks(text, size=16_000):
     out, part = [], ""
     for line in text.splitlines(keepends=True):
         part += line
@@ -24,33 +25,48 @@ def chunks(text, size=2000):
     return out + ([part] if part else [])
 
 
+def first_difference(ours, theirs):
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    return f"token {at}: {ours[at:at + 4]} here, {theirs[at:at + 4]} there"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("babai", "server", "model", "gguf"):
         parser.add_argument("--" + name, required=True)
-    parser.add_argument("--limit", type=int, default=2 << 20, help="bytes of text in all")
+    parser.add_argument("--limit", type=int, default=2 << 20, help="bytes of each text")
     parser.add_argument("texts", nargs="+")
     arguments = parser.parse_args()
+
+    def babai(*command):
+        run = subprocess.run([arguments.babai, "--server", arguments.server, "--json", *command], check=True, capture_output=True)
+        return json.loads(run.stdout) if run.stdout else {}
+
+    babai("models", "load", arguments.model)
     llama = Llama(arguments.gguf, vocab_only=True, verbose=False)
-    share = arguments.limit // len(arguments.texts)
-    pieces = [c for path in arguments.texts
-              for c in chunks(open(path, "rb").read()[:share].decode("utf-8", errors="ignore"))]
-    differ = tokens = 0
+    total = {"chunks": 0, "bytes": 0, "tokens": 0, "differences": 0}
     with tempfile.TemporaryDirectory() as directory:
-        for i, piece in enumerate(pieces):
-            path = os.path.join(directory, "piece.txt")
-            with open(path, "wb") as file:
-                file.write(piece.encode())
-            ours = json.loads(subprocess.run(
-                [arguments.babai, "--server", arguments.server, "--json", "tokenize", arguments.model, "--text", path],
-                check=True, capture_output=True).stdout)["token_ids"]
-            theirs = llama.tokenize(piece.encode(), add_bos=False, special=False)
-            tokens += len(theirs)
-            if ours != theirs:
-                differ += 1
-                print(f"chunk {i} differs: {piece[:80]!r}")
-    print(f"{len(pieces)} chunks, {sum(len(p.encode()) for p in pieces)} bytes, {tokens} tokens, {differ} differences")
-    raise SystemExit(differ != 0)
+        path = os.path.join(directory, "piece.txt")
+        for text in arguments.texts:
+            with open(text, "rb") as file:
+                pieces = chunks(file.read()[:arguments.limit].decode("utf-8", errors="ignore"))
+            found = dict.fromkeys(total, 0)
+            for i, piece in enumerate(pieces):
+                data = piece.encode()
+                with open(path, "wb") as file:
+                    file.write(data)
+                ours = babai("tokenize", arguments.model, "--text", path, "--no_special")["token_ids"]
+                theirs = llama.tokenize(data, add_bos=False, special=False)
+                found["chunks"] += 1
+                found["bytes"] += len(data)
+                found["tokens"] += len(theirs)
+                if ours != theirs:
+                    found["differences"] += 1
+                    print(f"{os.path.basename(text)} chunk {i} differs at {first_difference(ours, theirs)}; begins {piece[:60]!r}")
+            print(f"{os.path.basename(text):28}", *(f"{value} {key}" for key, value in found.items()))
+            total = {key: total[key] + found[key] for key in total}
+    print(f"{'all':28}", *(f"{value} {key}" for key, value in total.items()))
+    raise SystemExit(total["differences"] != 0)
 
 
 main()
