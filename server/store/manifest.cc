@@ -1,5 +1,7 @@
 // manifest.json: written in a fixed key order, read with every field checked.
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "absl/functional/function_ref.h"
@@ -41,16 +43,50 @@ std::string_view DTypeName(DType dtype) {
   }
 }
 
-Json ToJson(const StoredFormat& format) {
-  Json json;
-  if (format.kind == StoredFormat::Kind::kDense) {
-    json = {{"format", "dense"}, {"dtype", DTypeName(format.dtype)}};
-  } else {
-    json = {{"format", "packed_int"},
-            {"bits", format.bits},
-            {"group", format.group},
-            {"symmetric", format.symmetric}};
+struct TableName {
+  TableKind kind;
+  const char* name;
+};
+constexpr TableName kTableNames[] = {
+    {TableKind::kShared, "shared"}, {TableKind::kRow, "row"}, {TableKind::kBinary, "binary"}};
+
+const char* NameOf(TableKind kind) {
+  for (const TableName& entry : kTableNames) {
+    if (entry.kind == kind) return entry.name;
   }
+  return "";
+}
+
+Json BaseToJson(const StoredFormat& format) {
+  switch (format.kind) {
+    case StoredFormat::Kind::kDense:
+      return {{"format", "dense"}, {"dtype", DTypeName(format.dtype)}};
+    case StoredFormat::Kind::kEntropyCoded:
+      return {{"format", "entropy_coded"}};
+    case StoredFormat::Kind::kPackedTable: {
+      Json json = {
+          {"format", "packed_table"}, {"bits", format.bits}, {"kind", NameOf(format.table_kind)}};
+      if (format.table_kind == TableKind::kShared) json["group"] = format.group;
+      return json;
+    }
+    default:
+      return {{"format", "packed_int"},
+              {"bits", format.bits},
+              {"group", format.group},
+              {"symmetric", format.symmetric}};
+  }
+}
+
+void PutRotation(Json& json, const char* key, const Rotation& r) {
+  if (!r.identity()) json[key] = {{"block", r.block}, {"seed", r.seed}};
+}
+
+Json ToJson(const StoredFormat& format) {
+  Json json = BaseToJson(format);
+  if (format.sparse) json["sparse"] = true;
+  if (format.col_scales) json["col_scales"] = true;
+  PutRotation(json, "rotation_in", format.rotation_in);
+  PutRotation(json, "rotation_out", format.rotation_out);
   json["shape"] = format.shape;
   return json;
 }
@@ -66,7 +102,9 @@ constexpr NamedNumber kLinearNumbers[] = {{"bits_per_weight", &LinearReport::bit
                                           {"clip_rate", &LinearReport::clip_rate},
                                           {"rate_gap_bits", &LinearReport::rate_gap_bits},
                                           {"entropy_bits", &LinearReport::entropy_bits},
-                                          {"damping", &LinearReport::damping}};
+                                          {"damping", &LinearReport::damping},
+                                          {"alpha", &LinearReport::alpha},
+                                          {"outliers", &LinearReport::outliers}};
 
 Json ToJson(const LinearReport& linear) {
   Json json = {{"name", linear.name}, {"rows", linear.rows}, {"cols", linear.cols}};
@@ -124,18 +162,65 @@ DType DTypeFromName(const std::string& name) {
   return DType::kBF16;
 }
 
+int GetBits(const Json& json) {
+  const int64_t bits = GetCount(json, "bits");
+  Require(bits <= 8, "more than 8 bits");
+  return static_cast<int>(bits);
+}
+
+void ReadPackedInt(const Json& json, StoredFormat& format) {
+  format.kind = StoredFormat::Kind::kPackedInt;
+  format.bits = GetBits(json);
+  format.group = GetCount(json, "group");
+  format.symmetric = json.at("symmetric").get<bool>();
+}
+
+void ReadPackedTable(const Json& json, StoredFormat& format) {
+  format.kind = StoredFormat::Kind::kPackedTable;
+  format.bits = GetBits(json);
+  const auto kind = json.at("kind").get<std::string>();
+  const auto known = std::find_if(std::begin(kTableNames), std::end(kTableNames),
+                                  [&](const TableName& entry) { return entry.name == kind; });
+  Require(known != std::end(kTableNames), "unknown kind of table");
+  format.table_kind = known->kind;
+  if (format.table_kind == TableKind::kShared) format.group = GetCount(json, "group");
+}
+
+void ReadBase(const Json& json, StoredFormat& format) {
+  const auto name = json.at("format").get<std::string>();
+  if (name == "dense") {
+    format.dtype = DTypeFromName(json.at("dtype").get<std::string>());
+  } else if (name == "packed_int") {
+    ReadPackedInt(json, format);
+  } else if (name == "packed_table") {
+    ReadPackedTable(json, format);
+  } else {
+    Require(name == "entropy_coded", "unknown tensor format");
+    format.kind = StoredFormat::Kind::kEntropyCoded;
+  }
+}
+
+Rotation RotationFromJson(const Json& json, const char* key) {
+  if (!json.contains(key)) return {};
+  const Json& value = json.at(key);
+  Rotation rotation;
+  rotation.block = GetCount(value, "block");
+  Require(rotation.block >= 2, "a rotation without a block");
+  Require(value.at("seed").is_number_unsigned(), "the seed of a rotation is not a number");
+  rotation.seed = value.at("seed").get<uint64_t>();
+  return rotation;
+}
+
 StoredFormat FormatFromJson(const Json& json) {
   StoredFormat format;
-  const auto kind = json.at("format").get<std::string>();
-  if (kind == "dense") {
-    format.dtype = DTypeFromName(json.at("dtype").get<std::string>());
-  } else {
-    Require(kind == "packed_int", "unknown tensor format");
-    format.kind = StoredFormat::Kind::kPackedInt;
-    format.bits = static_cast<int>(GetCount(json, "bits"));
-    format.group = GetCount(json, "group");
-    format.symmetric = json.at("symmetric").get<bool>();
-  }
+  ReadBase(json, format);
+  format.sparse = json.contains("sparse") && json.at("sparse").get<bool>();
+  format.col_scales = json.contains("col_scales") && json.at("col_scales").get<bool>();
+  format.rotation_in = RotationFromJson(json, "rotation_in");
+  format.rotation_out = RotationFromJson(json, "rotation_out");
+  const bool bare = !format.sparse && !format.col_scales && format.rotation_in.identity() &&
+                    format.rotation_out.identity();
+  Require(format.packed() || bare, "a dense tensor with parts of a packed one");
   format.shape = json.at("shape").get<std::vector<int64_t>>();
   Require(format.shape.size() <= 2, "a tensor has more than two dimensions");
   for (const int64_t d : format.shape) Require(d >= 0, "a tensor has a negative dimension");
@@ -251,8 +336,10 @@ absl::StatusOr<Manifest> ManifestFromJson(std::string_view text) {
                     "was written by a newer release (schema " + std::to_string(schema) +
                         "; this one reads up to " + std::to_string(kManifestSchema) + ")");
     }
-    Require(schema == kManifestSchema, "has an unknown schema");
-    return ReadManifestFields(json);
+    Require(schema >= 1, "has an unknown schema");
+    absl::StatusOr<Manifest> manifest = ReadManifestFields(json);
+    manifest->schema = static_cast<int>(schema);
+    return manifest;
   });
 }
 

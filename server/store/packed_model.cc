@@ -12,6 +12,7 @@
 #include "server/reason/reason.h"
 #include "server/store/file.h"
 #include "server/store/sha256.h"
+#include "server/store/stored_weight.h"
 
 namespace babai {
 namespace {
@@ -27,29 +28,7 @@ absl::Status Damaged(std::string_view file, std::string_view rule) {
                 std::string(rule) + "; delete the model and quantize it again");
 }
 
-// A tensor of one of the files, as that file's header has it.
-struct MappedTensor {
-  std::string_view type;
-  std::vector<int64_t> shape;
-  absl::Span<const uint8_t> bytes;
-};
-
-// What a name of the manifest stands for, checked when the model was opened.
-struct Weight {
-  StoredFormat format;
-  absl::Span<const uint8_t> dense;
-  PackedIntView packed;
-};
-
 int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
-
-std::string_view TypeName(DType dtype) {
-  return dtype == DType::kF32 ? "F32" : dtype == DType::kF16 ? "F16" : "BF16";
-}
-
-bool IsAligned(absl::Span<const uint8_t> bytes, int64_t to) {
-  return reinterpret_cast<uintptr_t>(bytes.data()) % to == 0;
-}
 
 void Widen(absl::Span<const uint8_t> bytes, DType dtype, absl::Span<float> out) {
   if (dtype == DType::kF32) {
@@ -72,12 +51,15 @@ class MappedModel final : public PackedModel {
     if (verify) {
       if (auto status = VerifyFiles(); !status.ok()) return status;
     }
-    std::map<std::string, MappedTensor> tensors;
+    StoredTensors tensors;
     if (auto status = ListTensors(tensors); !status.ok()) return status;
     for (const auto& [name, format] : manifest_.tensors) {
-      auto weight = MakeWeight(name, format, tensors);
-      if (!weight.ok()) return weight.status();
+      auto weight = MakeStoredWeight(name, format, tensors);
+      if (!weight.ok()) return Damaged("manifest.json", std::string(weight.status().message()));
       weights_[name] = *std::move(weight);
+    }
+    if (auto status = CheckAllTaken(tensors); !status.ok()) {
+      return Damaged("manifest.json", std::string(status.message()));
     }
     return absl::OkStatus();
   }
@@ -91,12 +73,16 @@ class MappedModel final : public PackedModel {
     return weights_.find(name)->second.format;
   }
 
+  absl::StatusOr<PackedLinearView> LinearTensor(std::string_view name) const override {
+    const auto it = weights_.find(name);
+    if (it == weights_.end() || !it->second.linear) return NoSuchTensor(name);
+    return *it->second.linear;
+  }
+
   absl::StatusOr<PackedIntView> PackedIntTensor(std::string_view name) const override {
     const auto it = weights_.find(name);
-    if (it == weights_.end() || it->second.format.kind != StoredFormat::Kind::kPackedInt) {
-      return NoSuchTensor(name);
-    }
-    return it->second.packed;
+    if (it == weights_.end() || !it->second.format.plain()) return NoSuchTensor(name);
+    return std::get<PackedIntView>(it->second.linear->base);
   }
 
   absl::StatusOr<absl::Span<const uint8_t>> DenseTensor(
@@ -112,10 +98,12 @@ class MappedModel final : public PackedModel {
   absl::StatusOr<std::vector<float>> ReadFloat(std::string_view name) const override {
     const auto it = weights_.find(name);
     if (it == weights_.end()) return NoSuchTensor(name);
-    const Weight& weight = it->second;
-    if (weight.format.kind == StoredFormat::Kind::kPackedInt) {
-      std::vector<float> values(weight.packed.rows * weight.packed.cols);
-      DecodeRows(weight.packed, 0, weight.packed.rows, values.data());
+    const StoredWeight& weight = it->second;
+    if (weight.linear) {
+      std::vector<float> values(weight.linear->rows() * weight.linear->cols());
+      if (auto status = DecodeWeight(*weight.linear, values.data()); !status.ok()) {
+        return Damaged(name, std::string(status.message()));
+      }
       return values;
     }
     std::vector<float> values(weight.dense.size() / ElementBytes(weight.format.dtype));
@@ -179,7 +167,7 @@ class MappedModel final : public PackedModel {
     return absl::OkStatus();
   }
 
-  absl::Status ListTensors(std::map<std::string, MappedTensor>& tensors) const {
+  absl::Status ListTensors(StoredTensors& tensors) const {
     for (const auto& [name, mapped] : files_) {
       if (fs::path(name).extension() != ".safetensors") continue;
       auto file = InputFile::Open(dir_, name);
@@ -197,58 +185,11 @@ class MappedModel final : public PackedModel {
     return absl::OkStatus();
   }
 
-  using Tensors = std::map<std::string, MappedTensor>;
-
-  static absl::StatusOr<MappedTensor> Expect(const Tensors& tensors, const std::string& name,
-                                             std::string_view type, int64_t alignment) {
-    const auto it = tensors.find(name);
-    if (it == tensors.end()) return Damaged("manifest.json", name + " is in none of the files");
-    if (it->second.type != type || !IsAligned(it->second.bytes, alignment)) {
-      return Damaged("manifest.json", name + " is not stored as the manifest says");
-    }
-    return it->second;
-  }
-
-  static absl::StatusOr<Weight> MakeWeight(const std::string& name, const StoredFormat& format,
-                                           const Tensors& tensors) {
-    if (format.kind == StoredFormat::Kind::kPackedInt) return MakePacked(name, format, tensors);
-    auto tensor = Expect(tensors, name, TypeName(format.dtype), ElementBytes(format.dtype));
-    if (!tensor.ok()) return tensor.status();
-    if (tensor->shape != format.shape) return Damaged("manifest.json", name + " has another shape");
-    return Weight{format, tensor->bytes, {}};
-  }
-
-  static absl::StatusOr<Weight> MakePacked(const std::string& name, const StoredFormat& format,
-                                           const Tensors& tensors) {
-    if (format.shape.size() != 2) return Damaged("manifest.json", name + " is not a matrix");
-    auto codes = Expect(tensors, name + ".codes", "U8", 1);
-    if (!codes.ok()) return codes.status();
-    auto scales = Expect(tensors, name + ".scales", "F16", 2);
-    if (!scales.ok()) return scales.status();
-    absl::Span<const uint8_t> zeros;
-    if (!format.symmetric) {
-      auto tensor = Expect(tensors, name + ".zeros", "U8", 1);
-      if (!tensor.ok()) return tensor.status();
-      zeros = tensor->bytes;
-    }
-    if (zeros.empty() != (tensors.count(name + ".zeros") == 0)) {
-      return Damaged("manifest.json", name + " has zero points, or none, against its format");
-    }
-    const absl::Span<const uint16_t> halves(reinterpret_cast<const uint16_t*>(scales->bytes.data()),
-                                            scales->bytes.size() / 2);
-    auto view = MakePackedIntView(codes->bytes, halves, zeros, format.shape[0], format.shape[1],
-                                  format.group, format.bits);
-    if (!view.ok()) {
-      return Damaged("manifest.json", name + ": " + std::string(view.status().message()));
-    }
-    return Weight{format, {}, *view};
-  }
-
   const fs::path dir_;
   Manifest manifest_;
   ModelConfig config_;
   std::map<std::string, std::unique_ptr<MappedFile>> files_;
-  std::map<std::string, Weight, std::less<>> weights_;
+  std::map<std::string, StoredWeight, std::less<>> weights_;
 };
 
 }  // namespace

@@ -6,11 +6,10 @@
 //   rest.safetensors       embeddings, final norm, head
 //   tokenizer.json, chat_template.jinja ...   what Tokenizer::Save() wrote
 //
-// A linear `blocks.0.q.weight` in format F1 is stored as the tensors `blocks.0.q.weight.codes` (U8
-// [rows, row_bytes]), `.scales` (F16 [rows, groups]) and, if asymmetric, `.zeros` (U8); an
-// unquantized tensor keeps its canonical name with dtype F32, F16 or BF16. Files are written
-// through pwrite, fsync, rename, fsync(dir), and their sha256 is in the manifest and checked at
-// Open(). docs/formats.md has every byte.
+// A packed linear `blocks.0.q.weight` is stored as a tensor for each of its parts,
+// `blocks.0.q.weight.codes`, `.scales` and so on; an unquantized tensor keeps its canonical name
+// with dtype F32, F16 or BF16. Files are written through pwrite, fsync, rename, fsync(dir), and
+// their sha256 is in the manifest and checked at Open(). docs/formats.md has every byte.
 #pragma once
 
 #include <cstdint>
@@ -23,22 +22,35 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/formats/packed_int.h"
+#include "kernels/formats/packed_linear.h"
 #include "server/model/checkpoint.h"
 #include "server/model/config.h"
 
 namespace babai {
 
-inline constexpr int kManifestSchema = 1;
+// The newest schema. A manifest has the oldest one that can say what it says: 1 if all its packed
+// tensors are plain F1.
+inline constexpr int kManifestSchema = 2;
 
 // How one canonical weight is stored.
 struct StoredFormat {
-  enum class Kind { kDense, kPackedInt } kind = Kind::kDense;
+  enum class Kind { kDense, kPackedInt, kPackedTable, kEntropyCoded } kind = Kind::kDense;
   DType dtype = DType::kF32;  // dense only: kF32, kF16 or kBF16
-  int bits = 0;               // packed only
-  int64_t group = 0;
-  bool symmetric = false;
+  int bits = 0;               // kPackedInt, kPackedTable
+  int64_t group = 0;          // kPackedInt, and kPackedTable with TableKind::kShared
+  bool symmetric = false;     // kPackedInt
+  TableKind table_kind = TableKind::kShared;  // kPackedTable
+  // What stands around a packed matrix (kernels/formats/packed_linear.h).
+  bool sparse = false, col_scales = false;
+  Rotation rotation_in, rotation_out;
   std::vector<int64_t> shape;  // of the weight itself: [out, in] or [n]; set by the writer
+
+  bool packed() const { return kind != Kind::kDense; }
+  // F1 and nothing around it.
+  bool plain() const {
+    return kind == Kind::kPackedInt && !sparse && !col_scales && rotation_in.identity() &&
+           rotation_out.identity();
+  }
 };
 
 // What the job measured for a linear; numbers are those of server/quant's Certificate.
@@ -46,7 +58,7 @@ struct LinearReport {
   std::string name;  // canonical, "blocks.0.q.weight"
   int64_t rows = 0, cols = 0;
   double bits_per_weight = 0, relative_error = 0, proxy_loss = 0, babai_bound = 0, clip_rate = 0,
-         rate_gap_bits = 0, entropy_bits = 0, damping = 0;
+         rate_gap_bits = 0, entropy_bits = 0, damping = 0, alpha = 0, outliers = 0;
   int damping_doublings = 0;
   int64_t dead_columns = 0;
 };
@@ -104,7 +116,12 @@ class PackedModelWriter {
   // InvalidArgument: the values do not fill the shape, or one of them is too large for fp16.
   virtual absl::Status AddDense(std::string_view name, absl::Span<const float> values,
                                 const std::vector<int64_t>& shape, DType dtype) = 0;
-  virtual absl::Status AddPackedInt(std::string_view name, const PackedIntView& w) = 0;
+  // Anything packed. Sparse values without an entry are left out. InvalidArgument: a part breaks a
+  // rule of its format.
+  virtual absl::Status AddLinear(std::string_view name, const PackedLinearView& w) = 0;
+  absl::Status AddPackedInt(std::string_view name, const PackedIntView& w) {
+    return AddLinear(name, PackedLinearView{.base = w});
+  }
   // Ends the file: "block-00000.safetensors" ... or "rest.safetensors". Durable when it returns.
   virtual absl::Status FinishFile(std::string_view file_name) = 0;
 
@@ -114,8 +131,8 @@ class PackedModelWriter {
   // Bytes of tensor data so far.
   virtual int64_t tensor_bytes() const = 0;
 
-  // Fills files, tensors, packed_bytes and bits_per_weight, writes manifest.json, renames into
-  // place.
+  // Fills schema, files, tensors, packed_bytes and bits_per_weight, writes manifest.json, renames
+  // into place.
   virtual absl::StatusOr<Manifest> Commit(Manifest manifest) = 0;
 };
 
@@ -134,11 +151,15 @@ class PackedModel {
 
   virtual bool Has(std::string_view name) const = 0;
   virtual StoredFormat Format(std::string_view name) const = 0;  // requires Has(name)
+  // NotFound: there is no packed tensor of this name.
+  virtual absl::StatusOr<PackedLinearView> LinearTensor(std::string_view name) const = 0;
+  // The same for one that is plain().
   virtual absl::StatusOr<PackedIntView> PackedIntTensor(std::string_view name) const = 0;
   // Raw bytes of a dense tensor, its dtype in Format(name), its shape in `shape`.
   virtual absl::StatusOr<absl::Span<const uint8_t>> DenseTensor(
       std::string_view name, std::vector<int64_t>* shape) const = 0;
-  // Any tensor as fp32 [rows, cols] (packed ones decoded).
+  // Any tensor as fp32 [rows, cols] (packed ones decoded). DataLoss: an entropy-coded one does not
+  // decode.
   virtual absl::StatusOr<std::vector<float>> ReadFloat(std::string_view name) const = 0;
 };
 

@@ -11,9 +11,11 @@
 #include "kernels/formats/float16.h"
 #include "server/reason/reason.h"
 #include "server/store/file.h"
+#include "server/store/linear_parts.h"
 #include "server/store/packed_model.h"
 #include "server/store/safetensors_writer.h"
 #include "server/store/sha256.h"
+#include "server/store/stored_weight.h"
 
 namespace babai {
 namespace {
@@ -63,6 +65,14 @@ absl::Status CheckDense(std::string_view name, absl::Span<const float> values,
   return absl::OkStatus();
 }
 
+// The oldest schema that knows these formats.
+int SchemaOf(const std::map<std::string, StoredFormat>& tensors) {
+  const bool old = std::all_of(tensors.begin(), tensors.end(), [](const auto& entry) {
+    return !entry.second.packed() || entry.second.plain();
+  });
+  return old ? 1 : 2;
+}
+
 class Writer final : public PackedModelWriter {
  public:
   Writer(fs::path staging, fs::path final_dir, bool replace)
@@ -81,33 +91,24 @@ class Writer final : public PackedModelWriter {
     format.dtype = dtype;
     format.shape = shape;
     if (auto status = Enter(name, format); !status.ok()) return status;
-    const std::string_view type = dtype == DType::kF32   ? "F32"
-                                  : dtype == DType::kF16 ? "F16"
-                                                         : "BF16";
     const int64_t bytes = static_cast<int64_t>(values.size()) * (dtype == DType::kF32 ? 4 : 2);
-    return Put(std::string(name), type, shape, bytes,
+    return Put(std::string(name), TypeName(dtype), shape, bytes,
                [&](int64_t at, absl::Span<uint8_t> out) { Narrow(values, dtype, at, out); });
   }
 
-  absl::Status AddPackedInt(std::string_view name, const PackedIntView& w) override {
-    const auto checked =
-        MakePackedIntView(w.codes, w.scales, w.zeros, w.rows, w.cols, w.group, w.bits);
-    if (!checked.ok()) return InvalidField(name, std::string(checked.status().message()));
-    StoredFormat format;
-    format.kind = StoredFormat::Kind::kPackedInt;
-    format.bits = w.bits;
-    format.group = w.group;
-    format.symmetric = w.symmetric();
-    format.shape = {w.rows, w.cols};
+  absl::Status AddLinear(std::string_view name, const PackedLinearView& given) override {
+    PackedLinearView w = given;
+    if (w.sparse && w.sparse->entries() == 0) w.sparse.reset();
+    if (auto status = CheckLinear(w); !status.ok()) {
+      return InvalidField(name, std::string(status.message()));
+    }
+    const StoredFormat format = FormatOf(w);
     if (auto status = Enter(name, format); !status.ok()) return status;
-    const std::string base(name);
-    const absl::Span<const uint8_t> scales(reinterpret_cast<const uint8_t*>(w.scales.data()),
-                                           w.scales.size() * 2);
-    if (auto s = PutBytes(base + ".codes", "U8", {w.rows, RowBytes(w.codes, w)}, w.codes); !s.ok())
-      return s;
-    if (auto s = PutBytes(base + ".scales", "F16", {w.rows, w.groups()}, scales); !s.ok()) return s;
-    if (w.symmetric()) return absl::OkStatus();
-    return PutBytes(base + ".zeros", "U8", {w.rows, RowBytes(w.zeros, w)}, w.zeros);
+    for (const LinearPart& part : PartsOf(w)) {
+      const auto put = PutBytes(std::string(name) + part.suffix, part.type, part.shape, part.bytes);
+      if (!put.ok()) return put;
+    }
+    return absl::OkStatus();
   }
 
   absl::Status FinishFile(std::string_view file_name) override {
@@ -122,6 +123,7 @@ class Writer final : public PackedModelWriter {
 
   absl::StatusOr<Manifest> Commit(Manifest manifest) override {
     if (file_ != nullptr) return InvalidField("", "Commit() before FinishFile()");
+    manifest.schema = SchemaOf(tensors_);
     manifest.tensors = tensors_;
     manifest.packed_bytes = tensor_bytes_;
     manifest.bits_per_weight =
@@ -134,10 +136,6 @@ class Writer final : public PackedModelWriter {
   }
 
  private:
-  static int64_t RowBytes(absl::Span<const uint8_t> bytes, const PackedIntView& w) {
-    return static_cast<int64_t>(bytes.size()) / w.rows;
-  }
-
   absl::Status Enter(std::string_view name, const StoredFormat& format) {
     if (tensors_.emplace(std::string(name), format).second) return absl::OkStatus();
     return InvalidField(name, "was added before");

@@ -31,8 +31,9 @@ inline std::vector<uint8_t> RandomCodes(int64_t n, int bits, uint32_t seed) {
 
 inline PackedTable RandomPackedTable(int64_t rows, int64_t cols, int64_t group, int bits,
                                      TableKind kind, uint32_t seed) {
-  const int64_t groups = group >= cols ? 1 : cols / group;
-  const int64_t scales = kind == TableKind::kShared ? rows * groups : 0;
+  const int64_t scales = kind != TableKind::kShared ? 0
+                         : group >= cols            ? rows
+                                                    : rows * cols / group;
   return *PackTable(
       RandomCodes(rows * cols, bits, seed), RandomHalves(scales, 0.01f, 0.1f, seed + 1),
       RandomHalves(TableEntries(kind, rows, bits), -1, 1, seed + 2), rows, cols, group, bits, kind);

@@ -17,14 +17,19 @@ struct Shape {
   TableKind kind;
 };
 
+// Scales of a row; kShared only.
+int64_t GroupsOf(const Shape& s) {
+  return s.kind != TableKind::kShared ? 0 : s.group >= s.cols ? 1 : s.cols / s.group;
+}
+
 class PackedTableTest : public testing::TestWithParam<Shape> {};
 
 // The header's formulas, from what was packed.
 TEST_P(PackedTableTest, DecodesWhatWasPacked) {
   const auto [rows, cols, group, bits, kind] = GetParam();
-  const int64_t groups = group >= cols ? 1 : cols / group;
+  const int64_t groups = GroupsOf(GetParam());
   const auto codes = RandomCodes(rows * cols, bits, 1);
-  const auto scales = RandomHalves(kind == TableKind::kShared ? rows * groups : 0, 0.01f, 0.1f, 2);
+  const auto scales = RandomHalves(rows * groups, 0.01f, 0.1f, 2);
   const auto table = RandomHalves(TableEntries(kind, rows, bits), -1, 1, 3);
   const auto packed = PackTable(codes, scales, table, rows, cols, group, bits, kind);
   ASSERT_TRUE(packed.ok()) << packed.status();
@@ -53,9 +58,9 @@ TEST_P(PackedTableTest, DecodesWhatWasPacked) {
 TEST_P(PackedTableTest, CostsWhatTheHeaderSays) {
   const auto [rows, cols, group, bits, kind] = GetParam();
   const PackedTable w = RandomPackedTable(rows, cols, group, bits, kind, 1);
-  const int64_t groups = group >= cols ? 1 : cols / group;
+  const int64_t groups = GroupsOf(GetParam());
   EXPECT_EQ(static_cast<int64_t>(w.codes.size()), rows * ((cols * bits + 31) / 32 * 4));
-  EXPECT_EQ(static_cast<int64_t>(w.scales.size()), kind == TableKind::kShared ? rows * groups : 0);
+  EXPECT_EQ(static_cast<int64_t>(w.scales.size()), rows * groups);
   const int64_t table = kind == TableKind::kShared ? 1 << bits
                         : kind == TableKind::kRow  ? rows << bits
                                                    : rows * (1 + bits);

@@ -12,6 +12,7 @@
 #include "server/reason/reason.h"
 #include "server/store/file.h"
 #include "tests/store/temp_dir.h"
+#include "tests/store/tiny_manifest.h"
 
 namespace babai {
 namespace {
@@ -28,37 +29,6 @@ PackedInt RandomPacked(int64_t rows, int64_t cols, int64_t group, int bits, bool
   for (auto& z : zeros) z = random() % (1 << bits);
   for (auto& s : scales) s = FloatToHalf(0.01f + (random() % 1000) * 1e-4f);
   return *PackInt(codes, scales, zeros, rows, cols, group, bits);
-}
-
-ModelConfig TinyConfig() {
-  ModelConfig config;
-  config.family = "llama";
-  config.architecture = "LlamaForCausalLM";
-  config.vocab = 5;
-  config.hidden = 32;
-  config.intermediate = 96;
-  config.layers = 1;
-  config.heads = config.kv_heads = 1;
-  config.head_dim = 32;
-  config.max_positions = 16;
-  config.attention_scale = 0.1f;
-  config.ropes.resize(1);
-  config.ropes[0].inv_freq.assign(16, 0.5f);
-  config.layer.resize(1);
-  return config;
-}
-
-Manifest TinyManifest() {
-  Manifest manifest;
-  manifest.name = "tiny";
-  manifest.tool_version = "0";
-  manifest.config_json = ModelConfigToJson(TinyConfig());
-  manifest.recipe_json = R"({"b":1,"a":0.01})";
-  manifest.weights = 1000;
-  manifest.linears.push_back({.name = "blocks.0.q.weight", .rows = 7, .relative_error = 0.125});
-  manifest.linears[0].entropy_bits = std::nan("");
-  manifest.warnings = {"a warning"};
-  return manifest;
 }
 
 class PackedModelTest : public testing::Test {
@@ -233,7 +203,7 @@ TEST_F(PackedModelTest, RefusesManifestsItCanNotHaveWritten) {
               absl::StatusCode::kDataLoss);
   }
   std::string newer = good;
-  newer.replace(newer.find("\"schema\": 1"), 11, "\"schema\": 2");
+  newer.replace(newer.find("\"schema\": 1"), 11, "\"schema\": 3");
   EXPECT_EQ(ReasonOf(ManifestFromJson(newer).status()), reason::kSchemaTooNew);
 }
 
