@@ -65,10 +65,18 @@ absl::StatusOr<v1::QuantizeRequest> ToRequest(const QuantizeFlags& flags) {
   request.set_overwrite(flags.overwrite);
   v1::Recipe& recipe = *request.mutable_recipe();
   recipe.set_preset(flags.recipe);
+  if (!flags.recipe_json.empty()) {
+    absl::StatusOr<std::string> text = ReadText(flags.recipe_json);
+    if (!text.ok()) return text.status();
+    recipe.set_json(*std::move(text));
+  }
   if (flags.bits) recipe.set_bits(*flags.bits);
   if (flags.group_size) recipe.set_group_size(*flags.group_size);
   if (flags.embedding_bits) recipe.set_embedding_bits(*flags.embedding_bits);
   if (flags.damping) recipe.set_damping(*flags.damping);
+  if (flags.target_bits) recipe.set_target_bits(*flags.target_bits);
+  if (flags.target_bytes) recipe.set_target_bytes(*flags.target_bytes);
+  if (flags.outliers) recipe.set_outliers(*flags.outliers);
   if (flags.symmetric) recipe.set_symmetric(true);
   if (absl::Status s = SetCalibration(flags, *request.mutable_calibration()); !s.ok()) return s;
   return request;

@@ -17,6 +17,19 @@ std::string ModelLine(const v1::Model& model) {
                          BytesText(model.packed_bytes()), model.pinned() ? "  pinned" : "");
 }
 
+// What a person tells presets apart by; --json has every field.
+std::string RecipeSummary(const v1::Recipe& recipe) {
+  const Json options = RecipeOptions(recipe);
+  std::string text;
+  for (const char* key :
+       {"solver", "grid", "order", "rotation", "target", "rescale", "outlier_rule"}) {
+    const std::string value = options.value(key, "");
+    if (value != "none") absl::StrAppend(&text, text.empty() ? "" : ", ", key, " ", value);
+  }
+  if (recipe.target_bits() > 0) absl::StrAppendFormat(&text, ", %g bits", recipe.target_bits());
+  return text;
+}
+
 std::string QualityText(const v1::QualityReport& q) {
   std::string text = absl::StrCat("\n  held-out tokens  ", q.tokens());
   if (q.has_perplexity()) absl::StrAppendFormat(&text, "\n  perplexity       %.4f", q.perplexity());
@@ -138,6 +151,19 @@ int RunTokenize(const Session& session, const TokenizeFlags& flags) {
     PrintJson({{"token_ids", *ids}});
   } else {
     PrintText(absl::StrJoin(*ids, " "));
+  }
+  return 0;
+}
+
+int RunRecipesList(const Session& session) {
+  const auto info = session.client.GetServerInfo();
+  if (!info.ok()) return Fail(info.status());
+  if (session.json) {
+    PrintJson({{"recipes", ToJson(*info)["recipes"]}});
+    return 0;
+  }
+  for (const v1::Recipe& recipe : info->recipes()) {
+    PrintText(absl::StrFormat("%-12s %s", recipe.preset(), RecipeSummary(recipe)));
   }
   return 0;
 }

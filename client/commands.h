@@ -21,9 +21,11 @@ struct Session {
 struct QuantizeFlags {
   std::string source;  // URI or local path
   std::string name;
-  std::string recipe = "babai";
+  std::string recipe;       // a preset; empty = the server's default
+  std::string recipe_json;  // a local file, instead of a preset
   std::optional<int> bits, group_size, embedding_bits;
-  std::optional<double> damping;
+  std::optional<double> damping, target_bits, outliers;
+  std::optional<int64_t> target_bytes;
   bool symmetric = false;
   std::string calibration = "self";  // "self", a local text or .jsonl file, or a file:// URI
   std::optional<int> samples, length, held_out;
@@ -83,6 +85,7 @@ int RunChat(const Session& session, const GenerateFlags& flags);
 
 int RunEvaluate(const Session& session, const EvaluateFlags& flags);
 int RunTokenize(const Session& session, const TokenizeFlags& flags);
+int RunRecipesList(const Session& session);
 int RunInfo(const Session& session);
 
 }  // namespace babai::client

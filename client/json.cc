@@ -1,7 +1,9 @@
 #include "client/json.h"
 
 #include <string>
+#include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/strip.h"
 #include "client/refusal.h"
 #include "google/protobuf/util/time_util.h"
@@ -23,6 +25,8 @@ Json ToJson(const v1::LinearReport& linear) {
           {"rate_gap_bits", linear.rate_gap_bits()},
           {"entropy_bits", linear.entropy_bits()},
           {"damping", linear.damping()},
+          {"alpha", linear.alpha()},
+          {"outliers", linear.outliers()},
           {"damping_doublings", linear.damping_doublings()},
           {"dead_columns", linear.dead_columns()}};
 }
@@ -46,12 +50,16 @@ Json ErrorToJson(const google::rpc::Status& status) {
           {"message", refusal.message}};
 }
 
-Json RecipeOptions(const v1::Recipe& recipe) {
-  return {{"bits", recipe.bits()},
-          {"group_size", recipe.group_size()},
-          {"symmetric", recipe.symmetric()},
-          {"damping", recipe.damping()},
-          {"embedding_bits", recipe.embedding_bits()}};
+// In the form that RecipeFromJson() of the server takes: "min-pivot" for ORDER_MIN_PIVOT.
+Json EnumText(const google::protobuf::EnumValueDescriptor& value) {
+  std::string prefix;
+  for (const char c : value.type()->name()) {
+    if (absl::ascii_isupper(c) && !prefix.empty()) prefix += '_';
+    prefix += absl::ascii_toupper(c);
+  }
+  std::string text = value.name().substr(prefix.size() + 1);
+  for (char& c : text) c = c == '_' ? '-' : absl::ascii_tolower(c);
+  return text;
 }
 
 void AddQuantize(const v1::QuantizeMetadata& m, Json& json) {
@@ -171,8 +179,50 @@ const char* ReasonName(v1::FinishReason reason) {
   }
 }
 
+Json RecipeOptions(const v1::Recipe& recipe) {
+  using Field = google::protobuf::FieldDescriptor;
+  const google::protobuf::Reflection& reflection = *recipe.GetReflection();
+  std::vector<const Field*> fields;
+  reflection.ListFields(recipe, &fields);
+  Json json = Json::object();
+  for (const Field* field : fields) {
+    Json& value = json[field->name()];
+    switch (field->cpp_type()) {
+      case Field::CPPTYPE_INT32:
+        value = reflection.GetInt32(recipe, field);
+        break;
+      case Field::CPPTYPE_INT64:
+        value = reflection.GetInt64(recipe, field);
+        break;
+      case Field::CPPTYPE_DOUBLE:
+        value = reflection.GetDouble(recipe, field);
+        break;
+      case Field::CPPTYPE_BOOL:
+        value = reflection.GetBool(recipe, field);
+        break;
+      case Field::CPPTYPE_ENUM:
+        value = EnumText(*reflection.GetEnum(recipe, field));
+        break;
+      default:
+        value = reflection.GetString(recipe, field);
+    }
+  }
+  return json;
+}
+
 std::string IdOf(const google::longrunning::Operation& operation) {
   return std::string(absl::StripPrefix(operation.name(), "operations/"));
+}
+
+// Over the quantized linears, everything stored for them counted; 0 without any.
+double LinearBitsPerWeight(const v1::Model& model) {
+  double bits = 0, weights = 0;
+  for (const v1::LinearReport& linear : model.linears()) {
+    const double count = static_cast<double>(linear.rows()) * static_cast<double>(linear.cols());
+    bits += linear.bits_per_weight() * count;
+    weights += count;
+  }
+  return weights > 0 ? bits / weights : 0;
 }
 
 Json ToJson(const v1::Model& model, bool full) {
@@ -181,6 +231,7 @@ Json ToJson(const v1::Model& model, bool full) {
                {"recipe", model.recipe().preset()},
                {"recipe_options", RecipeOptions(model.recipe())},
                {"bits_per_weight", model.bits_per_weight()},
+               {"linear_bits_per_weight", LinearBitsPerWeight(model)},
                {"packed_bytes", model.packed_bytes()},
                {"weights", model.weights()},
                {"family", model.family()},
@@ -282,7 +333,7 @@ Json ToJson(const v1::ServerInfo& info) {
                {"draining", info.draining()},
                {"recipes", Json::array()},
                {"source_schemes", Json::array()}};
-  for (const std::string& preset : info.recipe_presets()) json["recipes"].push_back(preset);
+  for (const v1::Recipe& recipe : info.recipes()) json["recipes"].push_back(RecipeOptions(recipe));
   for (const std::string& scheme : info.source_schemes()) json["source_schemes"].push_back(scheme);
   return json;
 }

@@ -30,6 +30,8 @@ const char* StateName(v1::EvaluateMetadata::State state);
 const char* ReasonName(v1::FinishReason reason);  // "eos", "stop_string", "length"
 
 // "job-..." of "operations/job-..."
+// Every set field, in the JSON form of a recipe.
+Json RecipeOptions(const v1::Recipe& recipe);
 std::string IdOf(const google::longrunning::Operation& operation);
 
 double Seconds(const google::protobuf::Duration& duration);

@@ -39,20 +39,29 @@ void AddQuantize(CLI::App& app, CommandLine& line) {
       "Examples:\n"
       "  babai quantize ./SmolLM2 --name smol-w4 --recipe babai --bits 4 --group_size 64 --wait\n"
       "  babai quantize file:///models/x.gguf --name x-w3 --bits 3 --calibration wiki.txt --wait\n"
+      "  babai quantize ./SmolLM2 --name smol-best --recipe best --target_bits 3.125 --wait\n"
       "  babai quantize ./SmolLM2 --name smol --recipe dense --wait      import it unquantized");
   verb->add_option("uri", f.source,
                    "file:// URI, or a path of this machine: a Hugging Face folder or a .gguf file "
                    "under one of the server's --model_roots")
       ->required();
   verb->add_option("--name", f.name, "name of the result: [a-z0-9][a-z0-9._-]*")->required();
-  verb->add_option("--recipe", f.recipe, "babai, gptq, rtn or dense (import unquantized)")
-      ->capture_default_str();
+  verb->add_option("--recipe", f.recipe,
+                   "a preset (see: babai recipes list; default babai); dense imports unquantized");
+  verb->add_option("--recipe_json", f.recipe_json,
+                   "a local file with a recipe, as `babai --json recipes list` prints them")
+      ->excludes("--recipe");
   verb->add_option("--bits", f.bits, "bits a code: 2, 3, 4 or 8 (default 4)");
+  verb->add_option("--target_bits", f.target_bits,
+                   "stored bits a weight over the linears, for presets that take a target");
+  verb->add_option("--target_bytes", f.target_bytes, "bytes of the packed model, instead");
+  verb->add_option("--outliers", f.outliers,
+                   "ssqr, squeezellm: fraction of the weights kept apart");
   verb->add_option(
       "--group_size", f.group_size,
       "weights that share a scale: 32, 64, 128; -1 = a row; 0 = the largest that fits");
   verb->add_flag("--symmetric", f.symmetric, "codes around zero, no zero points");
-  verb->add_option("--embedding_bits", f.embedding_bits, "bits of embedding and head: 8 or 16");
+  verb->add_option("--embedding_bits", f.embedding_bits, "bits of embedding and head: 4, 8 or 16");
   verb->add_option("--damping", f.damping, "fraction of the mean diagonal added to it (0.01)");
   verb->add_option(
           "--calibration", f.calibration,
@@ -215,6 +224,11 @@ void AddVerbs(CLI::App& app, CommandLine& line) {
   AddChat(app, line);
   AddEvaluate(app, line);
   AddTokenize(app, line);
+  CLI::App* recipes = app.add_subcommand("recipes", "Presets for quantize --recipe");
+  recipes->require_subcommand(1);
+  recipes->add_subcommand("list", "every preset; with --json every field of each")->callback([&] {
+    line.action = [](const Session& s) { return RunRecipesList(s); };
+  });
   app.add_subcommand("info", "Version, device and limits of the server")->callback([&] {
     line.action = [](const Session& s) { return RunInfo(s); };
   });

@@ -1,6 +1,8 @@
 #include "server/jobs/block_quantizer.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <utility>
 
 #include "server/jobs/stored_tensors.h"
@@ -21,8 +23,8 @@ LinearReport MakeReport(const std::string& name, const QuantizedLinear& linear) 
   const Certificate& c = linear.certificate;
   LinearReport report;
   report.name = name;
-  report.rows = linear.packed.rows;
-  report.cols = linear.packed.cols;
+  report.rows = linear.packed.rows();
+  report.cols = linear.packed.cols();
   report.bits_per_weight = c.bits_per_weight;
   report.relative_error = c.relative_error;
   report.proxy_loss = c.proxy_loss;
@@ -33,18 +35,43 @@ LinearReport MakeReport(const std::string& name, const QuantizedLinear& linear) 
   report.damping = c.damping;
   report.damping_doublings = c.damping_doublings;
   report.dead_columns = c.dead_columns;
+  report.alpha = c.alpha;
+  report.outliers = c.outliers;
   return report;
 }
 
-std::vector<float> Decode(const PackedInt& packed, ThreadPool& pool) {
-  std::vector<float> values(packed.rows * packed.cols);
-  pool.ParallelFor(packed.rows, 1, [&](int64_t begin, int64_t end) {
-    DecodeRows(packed.view(), begin, end, values.data() + begin * packed.cols);
-  });
-  return values;
+// Different for each of a block's rotations: 0..3 its groups' inputs, from 4 on its linears'
+// outputs. A rotation uses the numbers from its seed on.
+uint64_t RotationSeed(int64_t block, int64_t which) {
+  return static_cast<uint64_t>(block * 16 + which) << 32;
 }
 
+Rotation OutputRotation(const Recipe& recipe, int64_t block, std::string_view linear, int64_t n) {
+  if (recipe.rotation != RotationKind::kOutput && recipe.rotation != RotationKind::kBoth) return {};
+  constexpr std::string_view kLinears[] = {"q", "k", "v", "o", "gate", "up", "down"};
+  const auto* found = std::find(std::begin(kLinears), std::end(kLinears), linear);
+  return {RotationBlock(n), RotationSeed(block, 4 + (found - std::begin(kLinears)))};
+}
+
+bool AddsToResidual(Group group) { return group == Group::kO || group == Group::kDown; }
+
 }  // namespace
+
+Rotation InputRotation(const Recipe& recipe, int64_t block, Group group, int64_t inputs) {
+  if (recipe.rotation != RotationKind::kInput && recipe.rotation != RotationKind::kBoth) return {};
+  return {RotationBlock(inputs), RotationSeed(block, static_cast<int64_t>(group))};
+}
+
+Recipe WithBits(Recipe recipe, double bits) {
+  if (recipe.grid == GridKind::kInteger || recipe.grid == GridKind::kColumnInteger) {
+    recipe.target_bits = bits;
+    return recipe;
+  }
+  recipe.bits = static_cast<int>(bits);
+  recipe.target_bits = 0;
+  recipe.allocation = Allocation::kEqual;
+  return recipe;
+}
 
 std::string BlockFileName(int64_t block) {
   char name[48];
@@ -86,52 +113,126 @@ absl::StatusOr<BlockQuantizer::Block> BlockQuantizer::ReadBlock(int64_t index) c
 
 absl::Status BlockQuantizer::RunBlock(int64_t index, Block block, OnLinear on_linear,
                                       absl::FunctionRef<void(double)> on_group) {
-  const auto params = LoadBlockParams(config_, index, SourceOf(in_.checkpoint));
+  auto params = LoadBlockParams(config_, index, SourceOf(in_.checkpoint));
   if (!params.ok()) return params.status();
-  if (in_.stream != nullptr) in_.stream->BeginBlock(index, &*params);
-  if (in_.reference != nullptr) in_.reference->BeginBlock(index, &*params);
+  block.original = *std::move(params);
+  block.served = block.original;
+  if (in_.stream != nullptr) in_.stream->BeginBlock(index, &block.served);
+  if (in_.reference != nullptr) in_.reference->BeginBlock(index, &block.original);
   int done = 0;
   for (const Group group : kGroups) {
     if (auto status = RunGroup(index, group, block, on_linear); !status.ok()) return status;
     on_group(++done / static_cast<double>(std::size(kGroups)));
   }
-  if (auto status = AddOthers(index); !status.ok()) return status;
+  if (auto status = AddOthers(index, block); !status.ok()) return status;
   return in_.writer.FinishFile(BlockFileName(index));
 }
 
-absl::StatusOr<std::unique_ptr<Factor>> BlockQuantizer::MakeFactor(Group group) {
-  if (in_.recipe.solver != Solver::kBabai) return nullptr;
+absl::StatusOr<BlockQuantizer::GroupMetric> BlockQuantizer::MeasureInputs(int64_t index,
+                                                                          Group group) {
+  GroupMetric metric;
+  const int64_t k = InputsOf(config_, group);
+  metric.in = InputRotation(in_.recipe, index, group, k);
+  if (!in_.recipe.needs_moments()) return metric;
   std::vector<double> hessian;
   {
-    Moments moments(InputsOf(config_, group));
+    Moments moments(k);
     const auto status =
         in_.stream->Inputs(group, in_.training,
                            [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
     if (!status.ok()) return status;
     hessian = moments.Hessian();
   }
+  RotateMetric(metric.in, hessian.data(), k);
   auto factor = FactorHessian(std::move(hessian), in_.recipe.order, in_.recipe.damping);
   if (!factor.ok()) return factor.status();
-  return std::make_unique<Factor>(*std::move(factor));
+  metric.factor = *std::move(factor);
+  if (in_.recipe.target == Target::kNone) return metric;
+  if (auto status = MeasureDrift(group, metric); !status.ok()) return status;
+  return metric;
+}
+
+absl::Status BlockQuantizer::MeasureDrift(Group group, GroupMetric& metric) {
+  // A norm behind the projection stands between it and the residual stream.
+  const bool residual = in_.recipe.residual && AddsToResidual(group) && !config_.post_norms;
+  DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0);
+  const auto status = in_.stream->PairedInputs(
+      group, in_.training, *in_.reference, [&](const CalibrationStream::PairedRows& rows) {
+        return moments.Add(rows.mine, rows.other, rows.my_residual, rows.other_residual,
+                           rows.tokens);
+      });
+  if (!status.ok()) return status;
+  metric.drift = moments.drift();
+  RotateDrift(metric.in, *metric.drift);
+  if (!residual) return absl::OkStatus();
+  metric.residual = moments.residual();
+  RotateDrift(metric.in, *metric.residual);
+  return absl::OkStatus();
+}
+
+// Each channel of the norm's output becomes the least-squares fit to the original model's.
+absl::Status BlockQuantizer::TweakNorm(Group group, Block& block) {
+  if (!in_.recipe.norm_tweak || AddsToResidual(group)) return absl::OkStatus();
+  const int64_t k = config_.hidden;
+  std::vector<double> cross(k, 0.0), own(k, 0.0);
+  const auto status = in_.stream->PairedInputs(
+      group, in_.training, *in_.reference, [&](const CalibrationStream::PairedRows& rows) {
+        for (int64_t i = 0; i < rows.tokens * k; ++i) {
+          cross[i % k] += static_cast<double>(rows.mine[i]) * rows.other[i];
+          own[i % k] += static_cast<double>(rows.mine[i]) * rows.mine[i];
+        }
+        return absl::OkStatus();
+      });
+  if (!status.ok()) return status;
+  NormParams& norm = group == Group::kQkv ? block.served.attn_norm : block.served.mlp_norm;
+  for (int64_t c = 0; c < k && c < static_cast<int64_t>(norm.weight.size()); ++c) {
+    if (own[c] > 0) norm.weight[c] *= static_cast<float>(cross[c] / own[c]);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<QuantizedLinear> BlockQuantizer::Solve(int64_t index, const std::string& linear,
+                                                      const std::vector<float>& w,
+                                                      const GroupMetric& metric) {
+  LinearProblem problem;
+  problem.w = w;
+  const std::string name = BlockTensor(index, linear + ".weight");
+  const TensorInfo* tensor = in_.checkpoint.Find(name);
+  problem.n = tensor->shape[0];
+  problem.k = tensor->shape[1];
+  problem.factor = metric.factor ? &*metric.factor : nullptr;
+  problem.drift = metric.drift ? &*metric.drift : nullptr;
+  problem.residual = metric.residual ? &*metric.residual : nullptr;
+  problem.in = metric.in;
+  problem.out = OutputRotation(in_.recipe, index, linear, problem.n);
+  const auto bits = in_.bits.find(name);
+  return QuantizeLinear(problem,
+                        bits == in_.bits.end() ? in_.recipe : WithBits(in_.recipe, bits->second),
+                        in_.pool, in_.stop);
 }
 
 absl::Status BlockQuantizer::RunGroup(int64_t index, Group group, Block& block,
                                       OnLinear on_linear) {
   const int64_t k = InputsOf(config_, group);
-  const auto factor = MakeFactor(group);
-  if (!factor.ok()) return factor.status();
+  if (auto status = TweakNorm(group, block); !status.ok()) return status;
+  const auto metric = MeasureInputs(index, group);
+  if (!metric.ok()) return metric.status();
   StackedWeights quantized(k), original(k);
   for (const std::string& linear : LinearsOf(config_, group)) {
     std::vector<float>& w = block.weights[linear];
-    const std::string name = BlockTensor(index, linear + ".weight");
     const absl::Time begin = absl::Now();
-    auto solved = QuantizeLinear(w, static_cast<int64_t>(w.size()) / k, k, factor->get(),
-                                 in_.recipe, in_.pool, in_.stop);
+    const auto solved = Solve(index, linear, w, *metric);
     if (!solved.ok()) return solved.status();
-    if (auto status = in_.writer.AddPackedInt(name, solved->packed.view()); !status.ok())
-      return status;
+    const std::string name = BlockTensor(index, linear + ".weight");
+    auto status = in_.writer.AddLinear(name, solved->packed.view());
+    if (!status.ok()) return status;
     on_linear(MakeReport(name, *solved), absl::Now() - begin);
-    if (in_.stream != nullptr) quantized.Add(Decode(solved->packed, in_.pool));
+    if (in_.stream != nullptr) {
+      std::vector<float> served(w.size());
+      status = DecodeWeight(solved->packed.view(), served.data());
+      if (!status.ok()) return status;
+      quantized.Add(std::move(served));
+    }
     if (in_.reference != nullptr) original.Add(std::move(w));
     w = {};
   }
@@ -144,12 +245,21 @@ absl::Status BlockQuantizer::RunGroup(int64_t index, Group group, Block& block,
 }
 
 // Norms and biases.
-absl::Status BlockQuantizer::AddOthers(int64_t index) {
+absl::Status BlockQuantizer::AddOthers(int64_t index, const Block& block) {
   const std::string prefix = BlockTensor(index, "");
+  const auto tweaked = [&](const TensorInfo& tensor) -> const NormParams* {
+    if (!in_.recipe.norm_tweak) return nullptr;
+    if (tensor.name == prefix + "attn_norm.weight") return &block.served.attn_norm;
+    return tensor.name == prefix + "mlp_norm.weight" ? &block.served.mlp_norm : nullptr;
+  };
   for (const TensorInfo& tensor : in_.checkpoint.tensors()) {
     if (tensor.name.rfind(prefix, 0) != 0 || IsBlockLinear(tensor)) continue;
     auto stored = PrepareTensor(in_.checkpoint, tensor, in_.recipe, in_.pool, in_.stop);
     if (!stored.ok()) return stored.status();
+    if (const NormParams* norm = tweaked(tensor)) {
+      stored->values = norm->weight;
+      for (float& v : stored->values) v -= config_.norm_weight_offset;
+    }
     if (auto status = AddTensor(tensor, *stored, in_.writer); !status.ok()) return status;
   }
   return absl::OkStatus();

@@ -5,7 +5,7 @@
 #include <functional>
 #include <future>
 #include <map>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,9 +35,19 @@ struct QuantizerInputs {
   // needs none and nothing is evaluated.
   CalibrationStream* stream = nullptr;
   int64_t training = 0;
-  // The held-out sequences through the original model, or null.
+  // Sequences through the original model: all of `stream` if the recipe needs_original(), else only
+  // the held-out ones. Or null.
   CalibrationStream* reference = nullptr;
+  // recipe.bits or recipe.target_bits of each linear by its name, where they differ from the
+  // recipe's.
+  std::map<std::string, double> bits;
 };
+
+// Of the inputs of a group of linears by the recipe; they share it.
+Rotation InputRotation(const Recipe& recipe, int64_t block, Group group, int64_t inputs);
+
+// The recipe for one linear whose bits were allocated.
+Recipe WithBits(Recipe recipe, double bits);
 
 class BlockQuantizer {
  public:
@@ -52,6 +62,14 @@ class BlockQuantizer {
  private:
   struct Block {
     std::map<std::string, std::vector<float>> weights;  // "q", "k" ... of the block's linears
+    BlockParams original, served;                       // served: with tweaked norms
+  };
+  // What is known about the inputs of a group.
+  struct GroupMetric {
+    std::optional<Factor> factor;
+    std::optional<Drift> drift;
+    std::optional<ResidualDrift> residual;
+    Rotation in;
   };
   using OnLinear = absl::FunctionRef<void(const LinearReport&, absl::Duration)>;
 
@@ -59,8 +77,12 @@ class BlockQuantizer {
   absl::Status RunBlock(int64_t index, Block block, OnLinear on_linear,
                         absl::FunctionRef<void(double)> on_group);
   absl::Status RunGroup(int64_t index, Group group, Block& block, OnLinear on_linear);
-  absl::StatusOr<std::unique_ptr<Factor>> MakeFactor(Group group);
-  absl::Status AddOthers(int64_t index);
+  absl::StatusOr<GroupMetric> MeasureInputs(int64_t index, Group group);
+  absl::Status MeasureDrift(Group group, GroupMetric& metric);
+  absl::Status TweakNorm(Group group, Block& block);
+  absl::StatusOr<QuantizedLinear> Solve(int64_t index, const std::string& linear,
+                                        const std::vector<float>& w, const GroupMetric& metric);
+  absl::Status AddOthers(int64_t index, const Block& block);
 
   const QuantizerInputs in_;
   const ModelConfig& config_;

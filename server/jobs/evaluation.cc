@@ -43,9 +43,7 @@ Prediction Compare(absl::Span<const float> p, absl::Span<const float> q, int32_t
 class Head {
  public:
   Head(const ModelConfig& config, EvaluatedModel model, ThreadPool& pool)
-      : config_(config), model_(std::move(model)), weights_(config.hidden), pool_(pool) {
-    weights_.Add(std::move(model_.head));
-  }
+      : config_(config), model_(std::move(model)), pool_(pool) {}
 
   // Logits [rows, vocab] of positions [begin, begin + rows) of a held-out sequence.
   absl::Status Logits(int64_t sequence, int64_t begin, int64_t rows, std::vector<float>& logits) {
@@ -54,7 +52,7 @@ class Head {
     const float* hidden =
         model_.stream->hidden(model_.first_sequence + sequence) + begin * config_.hidden;
     NormRows(config_, model_.params->final_norm, hidden, rows, norm_.data(), pool_);
-    auto status = weights_.Multiply(norm_.data(), rows, logits.data(), pool_);
+    auto status = model_.head->Multiply(norm_.data(), rows, logits.data(), pool_);
     if (status.ok()) FinishLogits(config_, *model_.params, logits.data(), rows, pool_);
     return status;
   }
@@ -66,7 +64,6 @@ class Head {
  private:
   const ModelConfig& config_;
   EvaluatedModel model_;
-  StackedWeights weights_;
   ThreadPool& pool_;
   std::vector<float> norm_;
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -18,7 +19,7 @@ struct EvaluatedModel {
   const CalibrationStream* stream = nullptr;
   int64_t first_sequence = 0;  // of the stream: where the held-out ones begin
   const ModelParams* params = nullptr;
-  std::vector<float> head;  // [vocab, hidden]
+  std::shared_ptr<StackedWeights> head;  // [vocab, hidden]
 };
 
 // Perplexities, mean KL(P_reference || P_quantized) in nats and top-1 agreement of `sequences`

@@ -118,15 +118,15 @@ void CalibrationStream::BeginBlock(int64_t block, const BlockParams* params) {
   mlp_.reset();
 }
 
+CalibrationStream::Chunk CalibrationStream::ChunkAt(int64_t first, int64_t count) {
+  return {first, count, count * length_, hidden_.data() + first * length_ * config_.hidden};
+}
+
 absl::Status CalibrationStream::ForEachChunk(int64_t limit,
                                              absl::FunctionRef<absl::Status(const Chunk&)> visit) {
   for (int64_t first = 0; first < limit;) {
     if (stop_()) return absl::CancelledError("stopped");
-    Chunk chunk;
-    chunk.first = first;
-    chunk.count = std::min(limit - first, ChunkSequences(length_));
-    chunk.tokens = chunk.count * length_;
-    chunk.x = hidden_.data() + first * length_ * config_.hidden;
+    const Chunk chunk = ChunkAt(first, std::min(limit - first, ChunkSequences(length_)));
     if (auto status = visit(chunk); !status.ok()) return status;
     first += chunk.count;
   }
@@ -152,6 +152,19 @@ absl::Status CalibrationStream::Inputs(Group group, int64_t limit,
   return ForEachChunk(limit, [&](const Chunk& chunk) -> absl::Status {
     const auto input = GroupInput(group, chunk);
     return input.ok() ? see(*input, chunk.tokens) : input.status();
+  });
+}
+
+absl::Status CalibrationStream::PairedInputs(
+    Group group, int64_t limit, CalibrationStream& other,
+    absl::FunctionRef<absl::Status(const PairedRows&)> see) {
+  return ForEachChunk(limit, [&](const Chunk& chunk) -> absl::Status {
+    const Chunk theirs = other.ChunkAt(chunk.first, chunk.count);
+    const auto mine = GroupInput(group, chunk);
+    if (!mine.ok()) return mine.status();
+    const auto original = other.GroupInput(group, theirs);
+    if (!original.ok()) return original.status();
+    return see({*mine, *original, chunk.x, theirs.x, chunk.tokens});
   });
 }
 

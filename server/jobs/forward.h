@@ -73,6 +73,10 @@ class CalibrationStream {
     return hidden_.data() + sequence * length_ * config_.hidden;
   }
 
+  // [sequences, length, hidden]: to go on from later.
+  const std::vector<float>& all_hidden() const { return hidden_; }
+  void SetHidden(std::vector<float> hidden) { hidden_ = std::move(hidden); }
+
   // embedding [vocab, hidden].
   void Embed(absl::Span<const float> embedding, const ModelParams& params);
   void BeginBlock(int64_t block, const BlockParams* params);
@@ -81,6 +85,16 @@ class CalibrationStream {
   // sequences. Cancelled when stop() says so, or what `see` returned.
   absl::Status Inputs(Group group, int64_t limit,
                       absl::FunctionRef<absl::Status(const float*, int64_t)> see);
+  // The same beside those of another stream over the same sequences in the same order.
+  struct PairedRows {
+    const float* mine = nullptr;         // [tokens, InputsOf(group)]
+    const float* other = nullptr;        // likewise
+    const float* my_residual = nullptr;  // [tokens, hidden]: what the group's output is added to,
+    const float* other_residual = nullptr;  // for groups kO and kDown
+    int64_t tokens = 0;
+  };
+  absl::Status PairedInputs(Group group, int64_t limit, CalibrationStream& other,
+                            absl::FunctionRef<absl::Status(const PairedRows&)> see);
   absl::Status Advance(Group group, StackedWeights weights);
 
  private:
@@ -90,6 +104,7 @@ class CalibrationStream {
     int64_t tokens = 0;
     float* x = nullptr;
   };
+  Chunk ChunkAt(int64_t first, int64_t count);
   absl::Status ForEachChunk(int64_t limit, absl::FunctionRef<absl::Status(const Chunk&)> visit);
   absl::StatusOr<const float*> GroupInput(Group group, const Chunk& chunk);
   absl::Status Attend(const Chunk& chunk, StackedWeights& weights);

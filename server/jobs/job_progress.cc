@@ -11,12 +11,14 @@ namespace {
 constexpr double kBlocksBegin = 0.1, kBlocksEnd = 0.95;
 constexpr double kCalibrationBegin = 0.02;
 
-// Blocks are alike, and what follows them costs about as much as their share of the bar says.
-constexpr double kAfterBlocks = (1 - kBlocksEnd) / (kBlocksEnd - kBlocksBegin);
+constexpr double kSurveyEnd = 0.35;
 
 constexpr auto kMinInterval = std::chrono::milliseconds(20);
 
 }  // namespace
+
+ProgressReporter::ProgressReporter(JobContext& context)
+    : context_(context), blocks_begin_(kBlocksBegin) {}
 
 void ProgressReporter::Send() {
   sent_ = Clock::now();
@@ -38,20 +40,28 @@ void ProgressReporter::Generated(double part) {
   if (Clock::now() - sent_ >= kMinInterval) Send();
 }
 
+void ProgressReporter::Surveyed(double part) {
+  blocks_begin_ = kSurveyEnd;
+  progress_.fraction = kBlocksBegin + part * (kSurveyEnd - kBlocksBegin);
+  if (Clock::now() - sent_ >= kMinInterval) Send();
+}
+
 void ProgressReporter::BeginBlocks(int64_t blocks) {
   progress_.blocks = blocks;
-  Enter(JobState::kQuantizing, "quantizing block 1 of " + std::to_string(blocks), kBlocksBegin);
+  Enter(JobState::kQuantizing, "quantizing block 1 of " + std::to_string(blocks), blocks_begin_);
 }
 
 void ProgressReporter::BlockPart(int64_t block, double part) {
   const double done = (block + part) / progress_.blocks;
   progress_.block = part < 1 ? block : block + 1;
-  progress_.fraction = kBlocksBegin + done * (kBlocksEnd - kBlocksBegin);
+  progress_.fraction = blocks_begin_ + done * (kBlocksEnd - blocks_begin_);
   const int64_t shown = std::min(progress_.block + 1, progress_.blocks);
   progress_.phase =
       "quantizing block " + std::to_string(shown) + " of " + std::to_string(progress_.blocks);
+  // Blocks are alike, and what follows them costs about as much as their share of the bar says.
+  const double after = (1 - kBlocksEnd) / (kBlocksEnd - blocks_begin_);
   const double spent = Seconds(Clock::now() - phase_started_);
-  progress_.eta_seconds = spent / done * (1 - done + kAfterBlocks);
+  progress_.eta_seconds = spent / done * (1 - done + after);
   if (part == 1 || Clock::now() - sent_ >= kMinInterval) Send();
 }
 

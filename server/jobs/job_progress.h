@@ -13,12 +13,14 @@ namespace babai {
 // phase.
 class ProgressReporter {
  public:
-  explicit ProgressReporter(JobContext& context) : context_(context) {}
+  explicit ProgressReporter(JobContext& context);
 
   void Enter(JobState state, std::string_view phase, double fraction);
   void CalibrationTokens(int64_t tokens) { progress_.calibration_tokens = tokens; }
   // Self-calibration, 0..1.
   void Generated(double part);
+  // The survey before the blocks, 0..1; blocks then have less of the bar.
+  void Surveyed(double part);
   void BeginBlocks(int64_t blocks);
   void BlockPart(int64_t block, double part);
   void Linear(const LinearReport& linear, absl::Duration took);
@@ -33,6 +35,7 @@ class ProgressReporter {
   JobContext& context_;
   JobProgress progress_;
   const Clock::time_point started_ = Clock::now();
+  double blocks_begin_;  // share of the bar at which they do
   Clock::time_point phase_started_ = started_, sent_;
 };
 

@@ -44,12 +44,14 @@ MemoryDemand PlanQuantizeMemory(const ModelConfig& config, const Recipe& recipe,
                                 int64_t held_out, int64_t length) {
   MemoryDemand demand;
   demand.streams =
-      StreamBytes(config, (training + held_out) * length) + StreamBytes(config, held_out * length);
+      StreamBytes(config, (training + held_out) * length) +
+      StreamBytes(config, (held_out + (recipe.needs_original() ? training : 0)) * length);
   // This block as read and as decoded, the next one as read, and one group in the kernels' layout.
   demand.block = 4 * BlockWeights(config) * kFloat;
-  if (recipe.solver == Solver::kBabai) {
+  if (recipe.needs_moments()) {
     const int64_t widest = std::max({config.hidden, config.q_rows(), config.intermediate});
-    demand.block += 4 * widest * widest * kDouble;  // sums, moments, factor and its workspace
+    // Sums, moments, factor and its workspace; the drift's sums, moments and workspace.
+    demand.block += (recipe.needs_original() ? 10 : 4) * widest * widest * kDouble;
   }
   // Two heads, each as read and in the kernels' layout.
   demand.embeddings = (held_out > 0 ? 4 : 2) * config.vocab * config.hidden * kFloat;

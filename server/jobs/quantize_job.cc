@@ -15,6 +15,7 @@
 #include "server/jobs/memory_plan.h"
 #include "server/jobs/self_calibration.h"
 #include "server/jobs/stored_tensors.h"
+#include "server/jobs/survey.h"
 #include "server/reason/reason.h"
 #include "server/store/model_uri.h"
 #include "server/store/sha256.h"
@@ -24,7 +25,7 @@ namespace babai {
 namespace {
 
 // Part of the content key: raised with every change that alters the bytes of a packed model.
-constexpr std::string_view kQuantizerRevision = "1";
+constexpr std::string_view kQuantizerRevision = "2";
 
 absl::Status CheckRequestId(const std::string& id) {
   constexpr size_t kMaxBytes = 128;
@@ -46,15 +47,8 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> OpenAllowedSource(const QuantizeSpec
 
 // Nearest rounding needs no calibration data, but is evaluated on it where the caller gives some.
 bool UsesCalibration(const QuantizeSpec& spec) {
-  switch (spec.recipe.solver) {
-    case Solver::kDense:
-      return false;
-    case Solver::kNearest:
-      return spec.calibration.source != CalibrationSpec::Source::kSelf;
-    case Solver::kBabai:
-      return true;
-  }
-  return true;
+  if (spec.recipe.solver == Solver::kDense) return false;
+  return spec.recipe.needs_moments() || spec.calibration.source != CalibrationSpec::Source::kSelf;
 }
 
 absl::StatusOr<std::string> DigestOfCalibration(const QuantizeSpec& spec,
@@ -119,6 +113,7 @@ class Run {
     if (auto status = Calibrate(); !status.ok()) return status;
     if (auto status = BeginModel(); !status.ok()) return status;
     if (auto status = WriteRest(); !status.ok()) return status;
+    if (auto status = ShareOutBits(); !status.ok()) return status;
     if (auto status = WriteBlocks(); !status.ok()) return status;
     if (auto status = Evaluate(); !status.ok()) return status;
     return Commit();
@@ -137,6 +132,7 @@ class Run {
   absl::Status BeginModel();
   absl::Status WriteRest();
   absl::Status EmbedStreams(const StoredTensorValues& embedding);
+  absl::Status ShareOutBits();
   absl::Status WriteBlocks();
   absl::Status CopyBlocks();
   absl::Status Evaluate();
@@ -155,6 +151,10 @@ class Run {
   std::unique_ptr<PackedModelWriter> writer_;
   std::unique_ptr<CalibrationStream> stream_, reference_;
   int64_t training_ = 0, held_out_ = 0;
+  int64_t reference_first_ = 0;  // where reference_'s held-out sequences begin
+  std::vector<Sequence> survey_sequences_;
+  Recipe recipe_;  // as asked for, with a size turned into bits
+  std::map<std::string, double> bits_;
 };
 
 absl::Status Run::OpenSource() {
@@ -207,7 +207,7 @@ absl::Status Run::CheckDisk() {
 absl::Status Run::CheckMemoryDemand() {
   const CalibrationSpec& c = spec_.calibration;
   const bool evaluated = UsesCalibration(spec_);
-  const int64_t training = spec_.recipe.solver == Solver::kBabai ? c.samples : 0;
+  const int64_t training = spec_.recipe.needs_moments() ? c.samples : 0;
   return CheckMemory(PlanQuantizeMemory(config(), spec_.recipe, training,
                                         evaluated ? HeldOutSequences(c) : 0, c.length));
 }
@@ -233,15 +233,19 @@ absl::Status Run::Calibrate() {
 }
 
 // The quantized model's stream takes the training sequences, for moments, and then the held-out
-// ones; the original's only the latter.
+// ones; the original's only the latter, unless the recipe compares the two.
 void Run::MakeStreams(CalibrationSet set) {
-  if (spec_.recipe.solver == Solver::kNearest) set.training.clear();
+  if (!spec_.recipe.needs_moments()) set.training.clear();
   training_ = set.training.size();
   held_out_ = set.held_out.size();
   progress_.CalibrationTokens((training_ + held_out_) * set.length);
-  reference_ = std::make_unique<CalibrationStream>(config(), set.held_out, pool_, stop_);
   std::vector<Sequence> all = std::move(set.training);
-  std::move(set.held_out.begin(), set.held_out.end(), std::back_inserter(all));
+  all.insert(all.end(), set.held_out.begin(), set.held_out.end());
+  const bool compares = spec_.recipe.needs_original();
+  reference_first_ = compares ? training_ : 0;
+  reference_ = std::make_unique<CalibrationStream>(
+      config(), compares ? all : std::move(set.held_out), pool_, stop_);
+  if (spec_.recipe.allocation == Allocation::kHulls) survey_sequences_ = all;
   stream_ = std::make_unique<CalibrationStream>(config(), std::move(all), pool_, stop_);
 }
 
@@ -285,6 +289,26 @@ absl::Status Run::EmbedStreams(const StoredTensorValues& embedding) {
   return absl::OkStatus();
 }
 
+// Turns a size into bits a weight of the linears, and those into bits of each where they may
+// differ.
+absl::Status Run::ShareOutBits() {
+  recipe_ = spec_.recipe;
+  if (recipe_.target_bytes != 0) {
+    const auto target = TargetBits(*checkpoint_, recipe_);
+    if (!target.ok()) return target.status();
+    recipe_.target_bits = *target;
+    recipe_.target_bytes = 0;
+  }
+  if (dense() || recipe_.allocation != Allocation::kHulls) return absl::OkStatus();
+  progress_.Enter(JobState::kCalibrating, "measuring what each layer's bits are worth", 0.1);
+  const auto bits =
+      AllocateModelBits({*checkpoint_, recipe_, survey_sequences_, pool_, stop_},
+                        recipe_.target_bits, [&](double part) { progress_.Surveyed(part); });
+  if (!bits.ok()) return bits.status();
+  bits_ = *bits;
+  return absl::OkStatus();
+}
+
 absl::Status Run::WriteBlocks() {
   for (const TensorInfo& tensor : checkpoint_->tensors()) {
     if (!IsBlockLinear(tensor) || tensor.source_dtype != DType::kQuantized) continue;
@@ -295,7 +319,8 @@ absl::Status Run::WriteBlocks() {
   }
   progress_.BeginBlocks(config().layers);
   if (dense()) return CopyBlocks();
-  QuantizerInputs inputs{*checkpoint_, spec_.recipe, *writer_, pool_, stop_};
+  QuantizerInputs inputs{*checkpoint_, recipe_, *writer_, pool_, stop_};
+  inputs.bits = bits_;
   inputs.stream = stream_.get();
   inputs.training = training_;
   inputs.reference = reference_.get();
@@ -324,6 +349,11 @@ absl::Status Run::CopyBlocks() {
 }
 
 absl::Status Run::Evaluate() {
+  const auto Stacked = [&](std::vector<float> head) {
+    auto stack = std::make_shared<StackedWeights>(config().hidden);
+    stack->Add(std::move(head));
+    return stack;
+  };
   if (stream_ == nullptr) return absl::OkStatus();
   progress_.Enter(JobState::kEvaluating, "evaluating on held-out tokens", 0.95);
   const TensorSource source = SourceOf(*checkpoint_);
@@ -336,10 +366,10 @@ absl::Status Run::Evaluate() {
   if (!head.ok()) return head.status();
   auto served_head = served.read(head_name());
   if (!served_head.ok()) return served_head.status();
-  const auto evaluation =
-      EvaluateStreams(config(), {reference_.get(), 0, &*params, *std::move(head)},
-                      {stream_.get(), training_, &*served_params, *std::move(served_head)},
-                      held_out_, pool_, stop_);
+  const auto evaluation = EvaluateStreams(
+      config(), {reference_.get(), reference_first_, &*params, Stacked(*std::move(head))},
+      {stream_.get(), training_, &*served_params, Stacked(*std::move(served_head))}, held_out_,
+      pool_, stop_);
   if (!evaluation.ok()) return evaluation.status();
   manifest_.evaluation = *evaluation;
   manifest_.has_evaluation = true;

@@ -16,15 +16,15 @@ bool IsEmbedding(const TensorInfo& tensor) {
 }
 
 bool IsPackedEmbedding(const TensorInfo& tensor, const Recipe& recipe) {
-  return IsEmbedding(tensor) && recipe.solver != Solver::kDense && recipe.embedding_bits == 8;
+  return IsEmbedding(tensor) && recipe.solver != Solver::kDense && recipe.embedding_bits < 16;
 }
 
-Recipe EmbeddingRecipe(int64_t hidden) {
+Recipe EmbeddingRecipe(int64_t hidden, int bits) {
   Recipe recipe;
   recipe.solver = Solver::kNearest;
-  recipe.scale_fit = ScaleFit::kAbsMax;
-  recipe.bits = 8;
-  recipe.symmetric = true;
+  recipe.scale_fit = bits == 8 ? ScaleFit::kAbsMax : ScaleFit::kMse;
+  recipe.bits = bits;
+  recipe.symmetric = bits == 8;
   recipe.group_size = hidden % kEmbeddingGroup == 0 ? kEmbeddingGroup : -1;
   return recipe;
 }
@@ -43,15 +43,17 @@ int64_t Elements(const TensorInfo& tensor) {
   return count;
 }
 
-absl::StatusOr<int64_t> PackedBytesOf(const TensorInfo& tensor, const Recipe& recipe) {
+// Codes of `bits`, and a scale (and zero) a group.
+absl::StatusOr<int64_t> GridBytes(const TensorInfo& tensor, const Recipe& recipe, int bits) {
   const int64_t rows = tensor.shape[0], cols = tensor.shape[1];
   const auto group = GroupFor(recipe, cols);
   if (!group.ok()) {
     return Refuse(group.status().code(), reason::kInvalidField, "recipe.group_size",
                   tensor.name + ": " + std::string(group.status().message()));
   }
-  const int64_t codes = PackedIntCodeBytes(rows, cols, recipe.bits);
-  const int64_t zeros = recipe.symmetric ? 0 : PackedIntZeroBytes(rows, cols, *group, recipe.bits);
+  const int64_t codes = PackedIntCodeBytes(rows, cols, bits);
+  const bool has_zeros = recipe.grid == GridKind::kUniform && !recipe.symmetric;
+  const int64_t zeros = has_zeros ? PackedIntZeroBytes(rows, cols, *group, bits) : 0;
   if (codes < 0 || zeros < 0) {
     return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedShape, tensor.name,
                   "its shape can not be packed");
@@ -59,12 +61,33 @@ absl::StatusOr<int64_t> PackedBytesOf(const TensorInfo& tensor, const Recipe& re
   return codes + zeros + 2 * rows * ((cols + *group - 1) / *group);
 }
 
+// At most what a linear takes, to a per cent: entropy-coded ones meet their target that closely.
+absl::StatusOr<int64_t> PackedBytesOf(const TensorInfo& tensor, const Recipe& recipe) {
+  constexpr int64_t kSparseEntry = 4, kSparseRow = 4;
+  const int64_t rows = tensor.shape[0], weights = rows * tensor.shape[1];
+  if (recipe.target_bits > 0)
+    return static_cast<int64_t>(1.01 * recipe.target_bits / 8 * static_cast<double>(weights));
+  auto bytes = GridBytes(tensor, recipe, recipe.bits);
+  if (!bytes.ok()) return bytes;
+  if (recipe.grid == GridKind::kKMeans) *bytes += 2 * rows << recipe.bits;
+  if (recipe.grid == GridKind::kBinaryCoding) *bytes += 2 * rows * (1 + recipe.bits);
+  if (recipe.outlier_rule != OutlierRule::kNone) {
+    *bytes +=
+        kSparseRow * (rows + 1) +
+        static_cast<int64_t>(recipe.outliers * 1.02 * static_cast<double>(weights)) * kSparseEntry;
+  }
+  return bytes;
+}
+
+bool IsQuantizedLinear(const TensorInfo& tensor, const Recipe& recipe) {
+  return IsBlockLinear(tensor) && recipe.solver != Solver::kDense;
+}
+
 absl::StatusOr<int64_t> BytesOf(const TensorInfo& tensor, const Recipe& recipe) {
   if (IsPackedEmbedding(tensor, recipe)) {
-    return PackedBytesOf(tensor, EmbeddingRecipe(tensor.shape[1]));
+    return PackedBytesOf(tensor, EmbeddingRecipe(tensor.shape[1], recipe.embedding_bits));
   }
-  if (IsBlockLinear(tensor) && recipe.solver != Solver::kDense)
-    return PackedBytesOf(tensor, recipe);
+  if (IsQuantizedLinear(tensor, recipe)) return PackedBytesOf(tensor, recipe);
   return Elements(tensor) * (StoredDenseType(tensor, recipe) == DType::kF32 ? 4 : 2);
 }
 
@@ -106,10 +129,14 @@ absl::StatusOr<StoredTensorValues> PrepareTensor(const Checkpoint& checkpoint,
     return stored;
   }
   const int64_t rows = tensor.shape[0], cols = tensor.shape[1];
+  LinearProblem problem;
+  problem.w = stored.values;
+  problem.n = rows;
+  problem.k = cols;
   auto quantized =
-      QuantizeLinear(stored.values, rows, cols, nullptr, EmbeddingRecipe(cols), pool, stop);
+      QuantizeLinear(problem, EmbeddingRecipe(cols, recipe.embedding_bits), pool, stop);
   if (!quantized.ok()) return quantized.status();
-  stored.packed = std::move(quantized->packed);
+  stored.packed = std::get<PackedInt>(std::move(quantized->packed.base));
   pool.ParallelFor(rows, 1, [&](int64_t begin, int64_t end) {
     DecodeRows(stored.packed->view(), begin, end, stored.values.data() + begin * cols);
   });
@@ -135,7 +162,31 @@ TensorSource SourceAsServed(const Checkpoint& checkpoint, const Recipe& recipe, 
   return source;
 }
 
+absl::StatusOr<double> TargetBits(const Checkpoint& checkpoint, const Recipe& recipe) {
+  int64_t others = 0, weights = 0;
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
+    if (IsQuantizedLinear(tensor, recipe)) {
+      weights += Elements(tensor);
+      continue;
+    }
+    const auto bytes = BytesOf(tensor, recipe);
+    if (!bytes.ok()) return bytes.status();
+    others += *bytes;
+  }
+  const double bits = 8 * static_cast<double>(recipe.target_bytes - others) /
+                      static_cast<double>(std::max<int64_t>(weights, 1));
+  if (bits >= 1) return bits;
+  return InvalidField("recipe.target_bytes",
+                      "embeddings and norms take " + std::to_string(others) + " bytes (see " +
+                          "recipe.embedding_bits) and linears at least 1 bit a weight: " +
+                          std::to_string(others + weights / 8) + " bytes");
+}
+
 absl::StatusOr<int64_t> PackedBytes(const Checkpoint& checkpoint, const Recipe& recipe) {
+  if (recipe.target_bytes > 0) {
+    const auto bits = TargetBits(checkpoint, recipe);
+    return bits.ok() ? absl::StatusOr<int64_t>(recipe.target_bytes) : bits.status();
+  }
   int64_t sum = 0;
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     const auto bytes = BytesOf(tensor, recipe);

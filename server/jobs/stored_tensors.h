@@ -2,9 +2,9 @@
 // the calibration forward uses the embedding, head and positions exactly as they will be served.
 //
 //   linears of blocks     by the recipe's solver (block_quantizer.h); recipe "dense": dense type
-//   embed, head           8 bits: F1, symmetric absmax, group 32 (a whole row where 32 does not
-//   divide
-//                         hidden); 16 bits or recipe "dense": dense type
+//   embed, head           8 bits: F1, symmetric absmax; 4 bits: F1, asymmetric, searched; groups of 32 (a
+//                         whole row where 32 does not divide hidden); 16 bits or recipe "dense": dense
+//                         type
 //   embed_positions       dense type
 //   norms, biases         fp32
 //
@@ -53,6 +53,10 @@ absl::Status AddTensor(const TensorInfo& tensor, const StoredTensorValues& store
 // The checkpoint's parameters as they will be served. All arguments must outlive the source.
 TensorSource SourceAsServed(const Checkpoint& checkpoint, const Recipe& recipe, ThreadPool& pool,
                             const std::function<bool()>& stop);
+
+// The bits a weight of the linears with which the packed model takes recipe.target_bytes.
+// InvalidArgument naming recipe.target_bytes: not even 1.
+absl::StatusOr<double> TargetBits(const Checkpoint& checkpoint, const Recipe& recipe);
 
 // Bytes of all tensors in the packed model. InvalidArgument: the recipe does not fit a linear's
 // shape.

@@ -1,40 +1,85 @@
 #include "server/quant/certificate.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
+#include "kernels/formats/entropy_coded.h"
 #include "kernels/formats/float16.h"
+#include "server/quant/grid_tile.h"
 
 namespace babai {
 namespace {
 
 double Sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
-// Sum of L_pp^2 over the columns of each group, by original column.
-std::vector<double> GroupPivots(const UniformGrid& grid, const Factor* factor) {
-  std::vector<double> sums(grid.groups());
-  for (int64_t p = 0; p < grid.cols; ++p) {
-    const double pivot = factor != nullptr ? factor->l[p * grid.cols + p] : 1.0;
-    const int64_t column = factor != nullptr ? factor->order[p] : p;
-    sums[column / grid.group] += pivot * pivot;
+// L_pp^2 by original column; 1 without a factor.
+std::vector<double> Pivots(const Factor* factor, int64_t cols) {
+  std::vector<double> out(cols, 1.0);
+  for (int64_t p = 0; factor != nullptr && p < cols; ++p) {
+    const double l = factor->l[p * cols + p];
+    out[factor->order[p]] = l * l;
   }
-  return sums;
+  return out;
+}
+
+// For each code of a row, unscaled, half the distance to the further of its neighbours, squared: the
+// first and the last code have one on both sides, since what is further off overflows.
+std::vector<double> SquaredReach(const TableGrid& grid, int64_t row) {
+  const int count = 1 << grid.bits;
+  std::vector<float> levels(count);
+  std::vector<uint8_t> codes(count);
+  AscendingLevels(grid, row, levels.data(), codes.data());
+  std::vector<double> reach(count);
+  for (int i = 0; i < count; ++i) {
+    const double below = i > 0 ? levels[i] - levels[i - 1] : 0;
+    const double above = i + 1 < count ? levels[i + 1] - levels[i] : 0;
+    const double half_gap = std::max(below, above) / 2;
+    reach[codes[i]] = half_gap * half_gap;
+  }
+  return reach;
 }
 
 }  // namespace
 
 double BabaiBound(const UniformGrid& grid, const Factor* factor) {
-  const std::vector<double> pivots = GroupPivots(grid, factor);
+  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  std::vector<double> sums(grid.groups());
+  for (int64_t c = 0; c < grid.cols; ++c) sums[c / grid.group] += pivots[c];
   double bound = 0;
   for (int64_t row = 0; row < grid.rows; ++row) {
     for (int64_t g = 0; g < grid.groups(); ++g) {
       const double scale = HalfToFloat(grid.scales[row * grid.groups() + g]);
-      bound += scale * scale * pivots[g];
+      bound += scale * scale * sums[g];
     }
   }
   return bound / 4;
+}
+
+double BabaiBound(const TableGrid& grid, absl::Span<const uint8_t> codes, const Factor* factor) {
+  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  const bool shared = grid.kind == TableKind::kShared;
+  std::vector<double> reach;
+  double bound = 0;
+  for (int64_t row = 0; row < grid.rows; ++row) {
+    if (!shared || row == 0) reach = SquaredReach(grid, row);
+    for (int64_t c = 0; c < grid.cols; ++c) {
+      const double scale =
+          shared ? HalfToFloat(grid.scales[row * grid.groups() + c / grid.group]) : 1.0f;
+      bound += scale * scale * pivots[c] * reach[codes[row * grid.cols + c]];
+    }
+  }
+  return bound;
+}
+
+double BabaiBound(const IntegerGrid& grid, const Factor* factor) {
+  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  double bound = 0;
+  for (int64_t c = 0; c < grid.cols; ++c) bound += double{grid.steps[c]} * grid.steps[c] * pivots[c];
+  return bound / 4 * static_cast<double>(grid.rows);
 }
 
 double RateGapBits(const Factor& factor) {
@@ -60,19 +105,24 @@ double EntropyBits(absl::Span<const uint8_t> codes) {
   return entropy;
 }
 
-Certificate MakeCertificate(const Solution<uint8_t>& solution, const UniformGrid& grid,
-                            const Factor* factor, const PackedInt& packed) {
+double EntropyBits(absl::Span<const int32_t> codes) { return EmpiricalEntropy(codes); }
+
+template <typename Grid>
+Certificate MakeCertificate(const Solution<CodeOf<Grid>>& solution, const Grid& grid,
+                            const Factor* factor) {
   const double weights = static_cast<double>(grid.rows) * static_cast<double>(grid.cols);
-  const double stored_bytes =
-      static_cast<double>(packed.codes.size() + 2 * packed.scales.size() + packed.zeros.size());
   Certificate c;
   c.proxy_loss = Sum(solution.losses);
   c.reference_loss = Sum(solution.reference_losses);
   if (c.reference_loss > 0) c.relative_error = std::sqrt(c.proxy_loss / c.reference_loss);
-  c.babai_bound = BabaiBound(grid, factor);
+  if constexpr (std::is_same_v<Grid, TableGrid>) {
+    c.babai_bound = BabaiBound(grid, solution.codes, factor);
+  } else {
+    c.babai_bound = BabaiBound(grid, factor);
+  }
   c.clip_rate = static_cast<double>(solution.clipped) / weights;
-  c.entropy_bits = EntropyBits(solution.codes);
-  c.bits_per_weight = 8 * stored_bytes / weights;
+  c.entropy_bits = EntropyBits(absl::MakeConstSpan(solution.codes));
+  c.outliers = static_cast<double>(solution.sparse.columns.size()) / weights;
   if (factor == nullptr) return c;
   c.rate_gap_bits = RateGapBits(*factor);
   c.damping = factor->damping;
@@ -80,5 +130,9 @@ Certificate MakeCertificate(const Solution<uint8_t>& solution, const UniformGrid
   c.dead_columns = factor->dead_columns;
   return c;
 }
+
+template Certificate MakeCertificate(const Solution<uint8_t>&, const UniformGrid&, const Factor*);
+template Certificate MakeCertificate(const Solution<uint8_t>&, const TableGrid&, const Factor*);
+template Certificate MakeCertificate(const Solution<int32_t>&, const IntegerGrid&, const Factor*);
 
 }  // namespace babai

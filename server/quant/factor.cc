@@ -1,10 +1,11 @@
+#include "server/quant/factor.h"
+
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/quant/layer.h"
 #include "server/quant/linalg.h"
 #include "server/quant/order.h"
 #include "server/reason/reason.h"
@@ -103,6 +104,19 @@ absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, d
       "the second moment of the layer's inputs has no Cholesky factor even with ", f.damping / mean,
       " of its mean diagonal added: use more "
       "calibration data or a larger recipe.damping"));
+}
+
+absl::StatusOr<std::vector<float>> DampedHessian(const Factor& f) {
+  const int64_t k = f.k;
+  const std::vector<float> l(f.l.begin(), f.l.end());
+  std::vector<float> sweep(l.size()), h(l.size());
+  const absl::Status done = linalg::MultiplyTransposed(l.data(), l.data(), sweep.data(), k, k, k);
+  if (!done.ok()) return done;
+  for (int64_t r = 0; r < k; ++r) {
+    float* out = h.data() + f.order[r] * k;
+    for (int64_t c = 0; c < k; ++c) out[f.order[c]] = sweep[r * k + c];
+  }
+  return h;
 }
 
 }  // namespace babai

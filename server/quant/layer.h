@@ -1,70 +1,45 @@
-// Quantizing one linear layer: the layer-wise problem min tr((W - Q) H (W - Q)').
+// Quantizing one linear layer: the layer-wise problem min tr((W* - Q) H (W* - Q)').
 //
-// With H + damping = L L' (L lower), ||(W - Q) L||^2 is a closest-vector problem for each row;
+// With H + damping = L L' (L lower), ||(W* - Q) L||^2 is a closest-vector problem for each row;
 // Babai's nearest plane goes from the last column to the first: u_j = Y_j / (L_jj s_j), z_j =
 // round(u_j), Y_{1..j} -= s_j z_j L[j, 1..j]. GPTQ is the same loop in the reverse order. Source:
 // Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm",
-// arXiv:2507.18553; GPTQ, arXiv:2210.17323.
+// arXiv:2507.18553; GPTQ, arXiv:2210.17323. W* is the weight itself, or one that also makes up for
+// the inputs' drift (target.h).
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cpu/thread_pool.h"
-#include "kernels/formats/packed_int.h"
+#include "kernels/formats/packed_linear.h"
+#include "server/quant/factor.h"
+#include "server/quant/moments.h"
 #include "server/quant/recipe.h"
 
 namespace babai {
 
-// Second moment of a linear's inputs: H = sum x x' / tokens. Accumulated in fp32 products with fp64
-// masters. Not thread-safe; one per input group.
-class Moments {
- public:
-  explicit Moments(int64_t k);
-  ~Moments();
-  Moments(Moments&&) noexcept;
-  // x [tokens, k] row-major fp32. FailedPrecondition CALIBRATION_NON_FINITE: x holds a NaN or
-  // infinity.
-  absl::Status Add(const float* x, int64_t tokens);
-  int64_t k() const;
-  int64_t tokens() const;
-  // H [k, k] row-major, symmetric, fp64.
-  std::vector<double> Hessian() const;
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
+// One linear layer and what is known about its inputs. Nothing is owned.
+struct LinearProblem {
+  absl::Span<const float> w;  // [n, k] row-major
+  int64_t n = 0, k = 0;
+  // Of the inputs; null only where the recipe needs no moments (then losses are of H = I). In the
+  // basis of `in`.
+  const Factor* factor = nullptr;
+  // How the original model's inputs differ, in the basis of `in`; null: not at all.
+  const Drift* drift = nullptr;
+  // How the residual stream that the output is added to differs; null: not at all.
+  const ResidualDrift* residual = nullptr;
+  Rotation in, out;  // of the stored weight; packed_linear.h
 };
 
-// H after dead columns, ordering and damping, factored once for all the linears of an input group.
-//
-// An input whose activity diag(H) is below 1/1000 of the MEDIAN is dead: its row and column of H
-// are cut off (its diagonal stays, floored there), so that its weights are rounded to the nearest
-// value and neither pass errors on nor take any. They are still stored: nothing is lost if it wakes
-// up.
-struct Factor {
-  int64_t k = 0;
-  // order[p] = original column at position p; the sweep goes from k-1 to 0
-  std::vector<int32_t> order;
-  std::vector<double> l;       // [k, k] row-major lower Cholesky factor, in sweep order
-  std::vector<double> diag_h;  // diag of the undamped H, original order
-  double damping = 0;          // absolute value added to the diagonal
-  int damping_doublings = 0;   // 0 unless the first factorization failed
-  int64_t dead_columns = 0;
-};
-// Factors `hessian` [k, k] (symmetric) with `damping` times its mean diagonal added.
-// FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: no factor after 6 doublings of the damping, or
-// H is all zero.
-absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, double damping);
-
-// The certificate of a linear. Losses are of the damped objective, summed over rows.
+// The certificate of a linear. Losses are of the damped objective towards W*, summed over rows.
 struct Certificate {
-  double proxy_loss = 0;       // tr((W - Q)(H + damping)(W - Q)') = sum of the final |Y|^2
+  double proxy_loss = 0;  // tr((W* - Q)(H + damping)(W* - Q)'); a sweep's sum of the final |Y|^2
   double reference_loss = 0;   // the same with Q = 0
   double relative_error = 0;   // sqrt(proxy_loss / reference_loss)
   double babai_bound = 0;      // 1/4 sum s_j^2 L_jj^2; a guarantee only if nothing was clipped
@@ -75,18 +50,21 @@ struct Certificate {
   double damping = 0;
   int damping_doublings = 0;
   int64_t dead_columns = 0;
+  double alpha = 0;     // share of the inputs' drift that W* takes up
+  double outliers = 0;  // fraction of the weights stored as sparse values
 };
 
 struct QuantizedLinear {
-  PackedInt packed;
+  PackedLinear packed;
   Certificate certificate;
 };
 
-// Quantizes W [n, k] (row-major fp32). `factor` may be null for Solver::kNearest (then losses are
-// of H = I). Rows are split over the pool; the result does not depend on its size. `stop` is polled
-// between panels; when it returns true the call returns Cancelled.
-absl::StatusOr<QuantizedLinear> QuantizeLinear(absl::Span<const float> w, int64_t n, int64_t k,
-                                               const Factor* factor, const Recipe& recipe,
+// Quantizes a linear by the recipe, with recipe.bits or recipe.target_bits for this linear. Rows
+// are split over the pool; the result does not depend on its size. `stop` is polled between tiles;
+// when it returns true the call returns Cancelled. InvalidArgument: a field or shape that does not
+// fit. FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: inputs beyond fp32. ResourceExhausted: no
+// memory.
+absl::StatusOr<QuantizedLinear> QuantizeLinear(const LinearProblem& problem, const Recipe& recipe,
                                                ThreadPool& pool, const std::function<bool()>& stop);
 
 }  // namespace babai

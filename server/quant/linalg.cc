@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
@@ -81,6 +82,37 @@ absl::Status AddGram(const float* x, int64_t tokens, int64_t k, double* gram) {
     for (int64_t t = 0; t < tokens; t += kGramTokens) {
       AddGramChunk(View(x + t * k, std::min(kGramTokens, tokens - t), k), k, scratch, gram);
     }
+  });
+}
+
+absl::Status MultiplyTransposed(const float* a, const float* b, float* c, int64_t m, int64_t n,
+                                int64_t k) {
+  return Guarded([&] {
+    at::Tensor out = View(c, m, n);
+    at::mm_out(out, View(a, m, k), View(b, n, k).t());
+  });
+}
+
+absl::Status AddCross(const float* a, const float* b, int64_t tokens, int64_t rows, int64_t k,
+                      double* cross) {
+  return Guarded([&] {
+    at::Tensor product = at::empty({rows, k}, at::kFloat);
+    for (int64_t t = 0; t < tokens; t += kGramTokens) {
+      const int64_t count = std::min(kGramTokens, tokens - t);
+      at::mm_out(product, View(a + t * rows, count, rows).t(), View(b + t * k, count, k));
+      AddRows(product.const_data_ptr<float>(), rows, k, cross, k);
+    }
+  });
+}
+
+absl::Status SolveRight(const double* l, int64_t k, double* b, int64_t rows) {
+  return Guarded([&] {
+    const at::Tensor lower = View(l, k, k);
+    at::Tensor x = View(b, rows, k);
+    // x (L L')^-1 = (x L'^-1) L^-1.
+    const at::Tensor half =
+        at::linalg_solve_triangular(lower.t(), x, /*upper=*/true, /*left=*/false);
+    x.copy_(at::linalg_solve_triangular(lower, half, /*upper=*/false, /*left=*/false));
   });
 }
 

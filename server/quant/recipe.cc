@@ -23,11 +23,37 @@ struct Name {
 constexpr Name<Order> kOrders[] = {{Order::kNatural, "natural"},
                                    {Order::kActivation, "activation"},
                                    {Order::kMinPivot, "min-pivot"}};
-constexpr Name<Solver> kSolvers[] = {
-    {Solver::kDense, "dense"}, {Solver::kNearest, "nearest"}, {Solver::kBabai, "babai"}};
-constexpr Name<ScaleFit> kScaleFits[] = {{ScaleFit::kAbsMax, "absmax"},
+constexpr Name<Solver> kSolvers[] = {{Solver::kDense, "dense"},
+                                     {Solver::kNearest, "nearest"},
+                                     {Solver::kBabai, "babai"},
+                                     {Solver::kKBest, "k-best"}};
+constexpr Name<GridKind> kGrids[] = {{GridKind::kUniform, "uniform"},
+                                     {GridKind::kOdd, "odd"},
+                                     {GridKind::kPowerOfTwo, "power-of-two"},
+                                     {GridKind::kNormalFloat, "normal-float"},
+                                     {GridKind::kFloat4, "float4"},
+                                     {GridKind::kKMeans, "k-means"},
+                                     {GridKind::kBinaryCoding, "binary-coding"},
+                                     {GridKind::kInteger, "integer"},
+                                     {GridKind::kColumnInteger, "column-integer"}};
+constexpr Name<ScaleFit> kScaleFits[] = {{ScaleFit::kAbsMax, "abs-max"},
                                          {ScaleFit::kMse, "mse"},
                                          {ScaleFit::kLossWeighted, "loss-weighted"}};
+constexpr Name<Target> kTargets[] = {
+    {Target::kNone, "none"}, {Target::kFixed, "fixed"}, {Target::kClosedForm, "closed-form"}};
+constexpr Name<RotationKind> kRotations[] = {{RotationKind::kNone, "none"},
+                                             {RotationKind::kInput, "input"},
+                                             {RotationKind::kOutput, "output"},
+                                             {RotationKind::kBoth, "both"}};
+constexpr Name<OutlierRule> kOutlierRules[] = {{OutlierRule::kNone, "none"},
+                                               {OutlierRule::kOverflow, "overflow"},
+                                               {OutlierRule::kSensitive, "sensitive"}};
+constexpr Name<Rescale> kRescales[] = {{Rescale::kNone, "none"},
+                                       {Rescale::kRows, "rows"},
+                                       {Rescale::kColumns, "columns"},
+                                       {Rescale::kBoth, "both"}};
+constexpr Name<Allocation> kAllocations[] = {{Allocation::kEqual, "equal"},
+                                             {Allocation::kHulls, "hulls"}};
 constexpr Name<DenseType> kDenseTypes[] = {{DenseType::kSource, "source"},
                                            {DenseType::kF32, "f32"},
                                            {DenseType::kF16, "f16"},
@@ -103,12 +129,28 @@ absl::Status Read(const Json& json, const char* key, const Name<E> (&names)[kCou
 template <typename R, typename Visit>
 void ForEachField(R& recipe, Visit&& visit) {
   visit("solver", recipe.solver, kSolvers);
+  visit("beam", recipe.beam);
+  visit("descent_passes", recipe.descent_passes);
   visit("order", recipe.order, kOrders);
+  visit("grid", recipe.grid, kGrids);
   visit("scale_fit", recipe.scale_fit, kScaleFits);
   visit("bits", recipe.bits);
+  visit("intermediate_bits", recipe.intermediate_bits);
   visit("group_size", recipe.group_size);
   visit("symmetric", recipe.symmetric);
   visit("damping", recipe.damping);
+  visit("target_bits", recipe.target_bits);
+  visit("target_bytes", recipe.target_bytes);
+  visit("allocation", recipe.allocation, kAllocations);
+  visit("rate_weight", recipe.rate_weight);
+  visit("outlier_rule", recipe.outlier_rule, kOutlierRules);
+  visit("outliers", recipe.outliers);
+  visit("rotation", recipe.rotation, kRotations);
+  visit("target", recipe.target, kTargets);
+  visit("alpha", recipe.alpha);
+  visit("residual", recipe.residual);
+  visit("rescale", recipe.rescale, kRescales);
+  visit("norm_tweak", recipe.norm_tweak);
   visit("embedding_bits", recipe.embedding_bits);
   visit("dense_type", recipe.dense_type, kDenseTypes);
 }
@@ -146,6 +188,17 @@ struct Reader {
   }
 };
 
+// A size replaces the preset's target. Bits stand for a target where there is one: what a scale
+// and, on the uniform grid, a zero point for every 64 or 128 weights add to them.
+void ResolveTarget(const Json& json, Recipe& recipe) {
+  if (json.contains("target_bits")) return;
+  if (recipe.target_bytes != 0) {
+    recipe.target_bits = 0;
+  } else if (recipe.target_bits != 0 && json.contains("bits")) {
+    recipe.target_bits = recipe.bits + (recipe.grid == GridKind::kUniform ? 0.25 : 0.125);
+  }
+}
+
 absl::Status NameUnknownKey(const Json& json) {
   const Json known = Json::parse(RecipeToJson(Recipe{}));
   for (const auto& [key, value] : json.items()) {
@@ -158,19 +211,168 @@ absl::Status NameUnknownKey(const Json& json) {
 // ---- the presets
 // -----------------------------------------------------------------------------------
 
-std::vector<Recipe> Presets() {
-  Recipe dense, rtn, gptq, babai;
-  dense.preset = "dense";
+// docs/methods.md tells what each stands for and where it comes from.
+std::vector<Recipe> MakePresets() {
+  std::vector<Recipe> presets;
+  // A copy of the earlier preset `base`, to be changed.
+  const auto add = [&](const char* name, const char* base) -> Recipe& {
+    Recipe recipe;
+    for (const Recipe& p : presets) {
+      if (p.preset == base) recipe = p;
+    }
+    recipe.preset = name;
+    return presets.emplace_back(std::move(recipe));
+  };
+
+  Recipe& dense = add("dense", "");
   dense.solver = Solver::kDense;
   dense.embedding_bits = 16;
-  rtn.preset = "rtn";
+
+  Recipe& rtn = add("rtn", "");
   rtn.solver = Solver::kNearest;
   rtn.order = Order::kNatural;
   rtn.scale_fit = ScaleFit::kAbsMax;
-  gptq.preset = "gptq";
-  gptq.scale_fit = ScaleFit::kAbsMax;
-  babai.preset = "babai";
-  return {dense, rtn, gptq, babai};
+
+  add("gptq", "").scale_fit = ScaleFit::kAbsMax;
+  add("babai", "");
+
+  Recipe& ssqr = add("ssqr", "babai");
+  ssqr.outlier_rule = OutlierRule::kOverflow;
+  ssqr.outliers = 0.01;
+
+  Recipe& hptq = add("hptq", "babai");
+  hptq.grid = GridKind::kInteger;
+  hptq.target_bits = 4.125;
+
+  Recipe& gptqt = add("gptqt", "babai");
+  gptqt.grid = GridKind::kBinaryCoding;
+  gptqt.bits = 3;
+
+  Recipe& coreq = add("coreq", "babai");
+  coreq.target = Target::kClosedForm;
+  Recipe& k_coreq = add("k-coreq", "coreq");
+  k_coreq.solver = Solver::kKBest;
+  k_coreq.beam = 8;
+
+  Recipe& watersic = add("watersic", "hptq");
+  watersic.grid = GridKind::kColumnInteger;
+  watersic.order = Order::kNatural;
+  watersic.target = Target::kFixed;
+  watersic.residual = true;
+  watersic.rescale = Rescale::kBoth;
+  watersic.damping = 1e-4;
+
+  add("quip", "babai").rotation = RotationKind::kBoth;
+
+  Recipe& squeezellm = add("squeezellm", "rtn");
+  squeezellm.grid = GridKind::kKMeans;
+  squeezellm.scale_fit = ScaleFit::kLossWeighted;
+  squeezellm.outlier_rule = OutlierRule::kSensitive;
+  squeezellm.outliers = 0.005;
+
+  Recipe& pot = add("pot", "babai");
+  pot.grid = GridKind::kPowerOfTwo;
+  pot.bits = 3;
+  add("nf4", "babai").grid = GridKind::kNormalFloat;
+
+  Recipe& mixed = add("mixed", "babai");
+  mixed.allocation = Allocation::kHulls;
+  mixed.target_bits = 4.25;
+
+  Recipe& best = add("best", "watersic");
+  best.target = Target::kClosedForm;
+  best.allocation = Allocation::kHulls;
+  return presets;
+}
+
+const std::vector<Recipe>& Presets() {
+  static const auto* presets = new std::vector<Recipe>(MakePresets());
+  return *presets;
+}
+
+absl::Status CheckStorage(const Recipe& r) {
+  if (!IsOneOf(r.group_size, {0, -1, 32, 64, 128})) {
+    return InvalidField("recipe.group_size",
+                        "must be 32, 64, 128, -1 (one group a row) or 0 (chosen for each layer)");
+  }
+  // Written so that a NaN is refused.
+  if (!(r.damping >= 0 && r.damping <= 1))
+    return InvalidField("recipe.damping", "must be a number from 0 to 1");
+  if (!IsOneOf(r.embedding_bits, {4, 8, 16}))
+    return InvalidField("recipe.embedding_bits", "must be 4, 8 or 16");
+  return absl::OkStatus();
+}
+
+bool CodesIntegers(const Recipe& r) {
+  return r.grid == GridKind::kInteger || r.grid == GridKind::kColumnInteger;
+}
+
+absl::Status CheckGrid(const Recipe& r) {
+  const bool uniform = r.grid == GridKind::kUniform;
+  if (uniform && !IsOneOf(r.bits, {2, 3, 4, 8}))
+    return InvalidField("recipe.bits", "must be 2, 3, 4 or 8");
+  if (r.grid == GridKind::kFloat4 && r.bits != 4)
+    return InvalidField("recipe.bits", "must be 4 on the float4 grid");
+  if (!uniform && !IsOneOf(r.bits, {2, 3, 4}))
+    return InvalidField("recipe.bits", "must be 2, 3 or 4 on this grid");
+  if (r.grid == GridKind::kBinaryCoding &&
+      (r.intermediate_bits < r.bits || r.intermediate_bits > 6))
+    return InvalidField("recipe.intermediate_bits", "must be from recipe.bits to 6");
+  if (r.grid == GridKind::kColumnInteger && r.solver == Solver::kNearest)
+    return InvalidField("recipe.grid", "column steps need a solver with a metric: babai or k-best");
+  if (CodesIntegers(r) && r.target_bits == 0 && r.target_bytes == 0)
+    return InvalidField("recipe.target_bits", "an integer grid needs target_bits or target_bytes");
+  if (CodesIntegers(r) && r.outlier_rule != OutlierRule::kNone)
+    return InvalidField("recipe.outlier_rule",
+                        "an integer grid has no outliers: nothing overflows");
+  return absl::OkStatus();
+}
+
+absl::Status CheckRate(const Recipe& r) {
+  // Written so that a NaN is refused.
+  if (!(r.target_bits == 0 || (r.target_bits >= 1 && r.target_bits <= 8.5)))
+    return InvalidField("recipe.target_bits", "must be 0 or a number from 1 to 8.5");
+  if (!(r.rate_weight >= 0 && r.rate_weight <= 2))
+    return InvalidField("recipe.rate_weight", "must be a number from 0 to 2");
+  if (r.target_bytes < 0) return InvalidField("recipe.target_bytes", "must not be negative");
+  if (r.target_bits != 0 && r.target_bytes != 0)
+    return InvalidField("recipe.target_bytes", "give target_bits or target_bytes, not both");
+  const bool targeted = r.target_bits != 0 || r.target_bytes != 0;
+  if (targeted && !CodesIntegers(r) && r.allocation == Allocation::kEqual)
+    return InvalidField("recipe.allocation",
+                        "a grid of fixed bits meets a target only by allocation hulls");
+  if (!targeted && r.allocation == Allocation::kHulls)
+    return InvalidField("recipe.target_bits", "allocation hulls needs target_bits or target_bytes");
+  if (r.allocation == Allocation::kHulls && !CodesIntegers(r) && r.grid != GridKind::kUniform)
+    return InvalidField("recipe.allocation", "hulls works on uniform and integer grids");
+  return absl::OkStatus();
+}
+
+absl::Status CheckOutliers(const Recipe& r) {
+  if (!(r.outliers >= 0 && r.outliers <= 0.1))
+    return InvalidField("recipe.outliers", "must be a number from 0 to 0.1");
+  if ((r.outlier_rule == OutlierRule::kNone) != (r.outliers == 0))
+    return InvalidField("recipe.outliers", "goes with an outlier_rule, above 0");
+  if (r.outlier_rule == OutlierRule::kOverflow && r.grid != GridKind::kUniform)
+    return InvalidField("recipe.outlier_rule", "overflow needs the uniform grid");
+  return absl::OkStatus();
+}
+
+absl::Status CheckSolver(const Recipe& r) {
+  if (r.beam < 1 || r.beam > 16) return InvalidField("recipe.beam", "must be from 1 to 16");
+  if (r.beam > 1 && r.solver != Solver::kKBest)
+    return InvalidField("recipe.beam", "above 1 needs solver k-best");
+  if (r.descent_passes < 0 || r.descent_passes > 8)
+    return InvalidField("recipe.descent_passes", "must be from 0 to 8");
+  if (r.solver == Solver::kNearest && (r.descent_passes > 0 || r.target != Target::kNone ||
+                                       r.residual || r.outlier_rule == OutlierRule::kOverflow)) {
+    return InvalidField("recipe.solver",
+                        "nearest looks at each weight alone: descent_passes, target, "
+                        "residual and overflow outliers need babai or k-best");
+  }
+  if (!(r.alpha >= 0 && r.alpha <= 2))
+    return InvalidField("recipe.alpha", "must be a number from 0 to 2");
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -182,26 +384,29 @@ std::vector<std::string> PresetNames() {
 }
 
 absl::StatusOr<Recipe> PresetRecipe(std::string_view name) {
-  for (Recipe& r : Presets()) {
-    if (r.preset == name) return std::move(r);
+  for (const Recipe& r : Presets()) {
+    if (r.preset == name) return r;
   }
   return InvalidField("recipe.preset",
                       absl::StrCat("must be one of ", absl::StrJoin(PresetNames(), ", ")));
 }
 
 absl::Status ValidateRecipe(const Recipe& r) {
-  if (!IsOneOf(r.bits, {2, 3, 4, 8})) return InvalidField("recipe.bits", "must be 2, 3, 4 or 8");
-  if (!IsOneOf(r.group_size, {0, -1, 32, 64, 128})) {
-    return InvalidField("recipe.group_size",
-                        "must be 32, 64, 128, -1 (one group a row) or 0 (chosen for each layer)");
+  if (r.solver == Solver::kDense) return CheckStorage(r);
+  for (const auto check : {CheckStorage, CheckGrid, CheckRate, CheckOutliers, CheckSolver}) {
+    if (absl::Status s = check(r); !s.ok()) return s;
   }
-  // Written so that a NaN is refused.
-  if (!(r.damping >= 0 && r.damping <= 1))
-    return InvalidField("recipe.damping", "must be a number from 0 to 1");
-  if (!IsOneOf(r.embedding_bits, {8, 16}))
-    return InvalidField("recipe.embedding_bits", "must be 8 or 16");
   return absl::OkStatus();
 }
+
+bool Recipe::needs_moments() const {
+  return solver == Solver::kBabai || solver == Solver::kKBest ||
+         (solver == Solver::kNearest &&
+          (grid == GridKind::kKMeans || grid == GridKind::kBinaryCoding ||
+           scale_fit == ScaleFit::kLossWeighted || outlier_rule == OutlierRule::kSensitive));
+}
+
+bool Recipe::needs_original() const { return target != Target::kNone || residual || norm_tweak; }
 
 absl::StatusOr<int64_t> GroupFor(const Recipe& recipe, int64_t k) {
   if (recipe.group_size == -1) return k;
@@ -229,13 +434,14 @@ absl::StatusOr<Recipe> RecipeFromJson(std::string_view text) {
   Recipe recipe;
   if (const auto it = json.find("preset"); it != json.end()) {
     if (!it->is_string()) return WrongType("preset", "a string");
-    auto preset = PresetRecipe(it->get_ref<const std::string&>());
+    const auto preset = PresetRecipe(it->get_ref<const std::string&>());
     if (!preset.ok()) return preset.status();
-    recipe = *std::move(preset);
+    recipe = *preset;
   }
   Reader reader{json};
   ForEachField(recipe, reader);
   if (!reader.status.ok()) return reader.status;
+  ResolveTarget(json, recipe);
   if (absl::Status s = ValidateRecipe(recipe); !s.ok()) return s;
   return recipe;
 }

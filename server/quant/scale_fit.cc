@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/formats/float16.h"
+#include "server/quant/fit_input.h"
 #include "server/quant/tile.h"
 #include "server/quant/tile_loop.h"
 #include "server/reason/reason.h"
@@ -29,17 +30,6 @@ std::vector<float> Shrinks(ScaleFit fit) {
   return shrinks;
 }
 
-// Only ratios matter: scaled to a mean of 1, so that fp32 neither overflows nor vanishes.
-std::vector<float> Importance(absl::Span<const double> given, int64_t cols) {
-  double sum = 0;
-  for (double x : given) sum += x;
-  if (!(sum > 0)) return std::vector<float>(cols, 1.0f);
-  std::vector<float> out(cols);
-  for (int64_t c = 0; c < cols; ++c)
-    out[c] = static_cast<float>(given[c] / sum * static_cast<double>(cols));
-  return out;
-}
-
 // Writes the lanes' parameters of one group; false if a scale does not fit fp16.
 bool StoreGroup(const float* scales, const float* zeros, TileRows rows, int64_t g,
                 UniformGrid& grid) {
@@ -52,17 +42,13 @@ bool StoreGroup(const float* scales, const float* zeros, TileRows rows, int64_t 
   return true;
 }
 
-absl::Status RefuseWeights(std::string_view why, std::string_view message) {
-  return Refuse(absl::StatusCode::kInvalidArgument, why, "", message);
-}
-
 }  // namespace
 
 absl::StatusOr<UniformGrid> FitScales(absl::Span<const float> w, int64_t rows, int64_t cols,
                                       const ScaleFitOptions& options, ThreadPool& pool,
                                       const std::function<bool()>& stop) {
   const std::vector<float> shrinks = Shrinks(options.fit);
-  const std::vector<float> importance = Importance(options.importance, cols);
+  const std::vector<float> importance = MeanOne(options.importance, cols);
   UniformGrid grid = {options.bits, options.symmetric, rows, cols, std::min(options.group, cols)};
   grid.scales.resize(rows * grid.groups());
   grid.zeros.resize(rows * grid.groups());
@@ -74,7 +60,7 @@ absl::StatusOr<UniformGrid> FitScales(absl::Span<const float> w, int64_t rows, i
       .candidates = static_cast<int64_t>(shrinks.size()),
       // Which end of a range should be clipped is worth a try; two codes further gains nothing.
       .zero_reach = options.symmetric ? 0.0f : 1.0f};
-  const FitTileFn fit = FitTileForCpu();
+  const auto fit = FitOpsForCpu().scales;
   std::atomic<bool> finite = true, fits = true;
   const auto work = [&](TileRows part, uint8_t* scratch) {
     const float* first = w.data() + part.first * cols;
@@ -94,13 +80,11 @@ absl::StatusOr<UniformGrid> FitScales(absl::Span<const float> w, int64_t rows, i
   const int64_t scratch_bytes = cols * kFitLanes * static_cast<int64_t>(sizeof(float));
   if (absl::Status s = ForEachTile(rows, kFitLanes, scratch_bytes, pool, stop, work); !s.ok())
     return s;
-  if (!finite)
-    return RefuseWeights(reason::kNonFiniteWeights, "a weight is not a number or infinite");
-  if (!fits) {
-    return RefuseWeights(
-        reason::kUnsupportedFormat,
-        "a group's weights are so large that its scale exceeds 65504, the largest fp16");
+  if (!finite) {
+    return Refuse(absl::StatusCode::kInvalidArgument, reason::kNonFiniteWeights, "",
+                  "a weight is not a number or infinite");
   }
+  if (!fits) return WeightsTooLarge();
   return grid;
 }
 

@@ -23,22 +23,38 @@ const TileKernels& Chosen() {
 }  // namespace
 
 template <>
-const TileOps<float, UniformTile<float, uint8_t>>& TileOpsForCpu() {
-  return Chosen().fp32_clipped;
+const TileOps<float, UniformTile<float>>& TileOpsForCpu() {
+  return Chosen().fp32.uniform;
 }
 template <>
-const TileOps<float, UniformTile<float, int32_t>>& TileOpsForCpu() {
-  return Chosen().fp32_unbounded;
+const TileOps<float, TableTile<float>>& TileOpsForCpu() {
+  return Chosen().fp32.table;
 }
 template <>
-const TileOps<double, UniformTile<double, uint8_t>>& TileOpsForCpu() {
-  return Chosen().fp64_clipped;
+const TileOps<float, IntegerTile<float>>& TileOpsForCpu() {
+  return Chosen().fp32.integer;
 }
 template <>
-const TileOps<double, UniformTile<double, int32_t>>& TileOpsForCpu() {
-  return Chosen().fp64_unbounded;
+const TileOps<double, UniformTile<double>>& TileOpsForCpu() {
+  return Chosen().fp64.uniform;
+}
+template <>
+const TileOps<double, TableTile<double>>& TileOpsForCpu() {
+  return Chosen().fp64.table;
+}
+template <>
+const TileOps<double, IntegerTile<double>>& TileOpsForCpu() {
+  return Chosen().fp64.integer;
+}
+template <>
+const TileSums<float>& TileSumsForCpu() {
+  return Chosen().fp32.sums;
+}
+template <>
+const TileSums<double>& TileSumsForCpu() {
+  return Chosen().fp64.sums;
 }
 
-FitTileFn FitTileForCpu() { return Chosen().fit; }
+const FitOps& FitOpsForCpu() { return Chosen().fit; }
 
 }  // namespace babai

@@ -5,9 +5,6 @@
 
 namespace babai {
 
-const TileKernels kTileKernelsAvx512 = {kTileOps<float, UniformTile<float, uint8_t>>,
-                                        kTileOps<float, UniformTile<float, int32_t>>,
-                                        kTileOps<double, UniformTile<double, uint8_t>>,
-                                        kTileOps<double, UniformTile<double, int32_t>>, &Fit};
+const TileKernels kTileKernelsAvx512 = {kTileSolvers<float>, kTileSolvers<double>, kFitOps};
 
 }  // namespace babai

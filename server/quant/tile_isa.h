@@ -5,15 +5,18 @@
 
 namespace babai {
 
+template <typename T>
+struct TileSolvers {
+  TileOps<T, UniformTile<T>> uniform;
+  TileOps<T, TableTile<T>> table;
+  TileOps<T, IntegerTile<T>> integer;
+  TileSums<T> sums;
+};
+
 struct TileKernels {
-  // The solver of every quantize job.
-  TileOps<float, UniformTile<float, uint8_t>> fp32_clipped;
-  // Unbounded integers: the grid of the Babai bound.
-  TileOps<float, UniformTile<float, int32_t>> fp32_unbounded;
-  // The same in double, in which the identities hold to the last digits.
-  TileOps<double, UniformTile<double, uint8_t>> fp64_clipped;
-  TileOps<double, UniformTile<double, int32_t>> fp64_unbounded;
-  FitTileFn fit;
+  TileSolvers<float> fp32;   // every quantize job
+  TileSolvers<double> fp64;  // in which the identities hold to the last digits
+  FitOps fit;
 };
 
 extern const TileKernels kTileKernelsGeneric;

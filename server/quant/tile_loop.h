@@ -40,13 +40,13 @@ absl::Status ForEachTile(int64_t rows, int64_t lanes, int64_t scratch_bytes, Thr
                          absl::FunctionRef<void(TileRows, uint8_t*)> work);
 
 // tile [cols, lanes] = transpose of the given rows of w [.., cols]; lanes without a row become 0.
-template <typename T>
-void LoadTile(const float* w, int64_t cols, TileRows rows, int64_t lanes, T* tile) {
+template <typename From, typename T>
+void LoadTile(const From* w, int64_t cols, TileRows rows, int64_t lanes, T* tile) {
   constexpr int64_t kStrip = 16;  // columns read from a row at a time: a cache line
   for (int64_t c0 = 0; c0 < cols; c0 += kStrip) {
     const int64_t c1 = c0 + kStrip < cols ? c0 + kStrip : cols;
     for (int64_t i = 0; i < lanes; ++i) {
-      const float* row = w + (rows.first + i) * cols;
+      const From* row = w + (rows.first + i) * cols;
       for (int64_t c = c0; c < c1; ++c) tile[c * lanes + i] = i < rows.count ? T{row[c]} : T{0};
     }
   }

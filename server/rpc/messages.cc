@@ -63,56 +63,6 @@ v1::QuantizeMetadata::State ToProtoState(JobState state) {
   return v1::QuantizeMetadata::STATE_UNSPECIFIED;
 }
 
-v1::Recipe::Solver ToProtoSolver(Solver solver) {
-  switch (solver) {
-    case Solver::kDense:
-      return v1::Recipe::SOLVER_DENSE;
-    case Solver::kNearest:
-      return v1::Recipe::SOLVER_NEAREST;
-    case Solver::kBabai:
-      return v1::Recipe::SOLVER_BABAI;
-  }
-  return v1::Recipe::SOLVER_UNSPECIFIED;
-}
-
-v1::Recipe::Order ToProtoOrder(Order order) {
-  switch (order) {
-    case Order::kNatural:
-      return v1::Recipe::ORDER_NATURAL;
-    case Order::kActivation:
-      return v1::Recipe::ORDER_ACTIVATION;
-    case Order::kMinPivot:
-      return v1::Recipe::ORDER_MIN_PIVOT;
-  }
-  return v1::Recipe::ORDER_UNSPECIFIED;
-}
-
-v1::Recipe::ScaleFit ToProtoScaleFit(ScaleFit fit) {
-  switch (fit) {
-    case ScaleFit::kAbsMax:
-      return v1::Recipe::SCALE_FIT_ABS_MAX;
-    case ScaleFit::kMse:
-      return v1::Recipe::SCALE_FIT_MSE;
-    case ScaleFit::kLossWeighted:
-      return v1::Recipe::SCALE_FIT_LOSS_WEIGHTED;
-  }
-  return v1::Recipe::SCALE_FIT_UNSPECIFIED;
-}
-
-v1::Recipe::DenseType ToProtoDenseType(DenseType type) {
-  switch (type) {
-    case DenseType::kSource:
-      return v1::Recipe::DENSE_TYPE_SOURCE;
-    case DenseType::kF32:
-      return v1::Recipe::DENSE_TYPE_F32;
-    case DenseType::kF16:
-      return v1::Recipe::DENSE_TYPE_F16;
-    case DenseType::kBF16:
-      return v1::Recipe::DENSE_TYPE_BF16;
-  }
-  return v1::Recipe::DENSE_TYPE_UNSPECIFIED;
-}
-
 bool IsKnown(absl::Time time) { return time > absl::UnixEpoch() && time < absl::InfiniteFuture(); }
 
 void SetTimes(const Job& job, v1::QuantizeMetadata& metadata) {
@@ -145,21 +95,6 @@ google::protobuf::Timestamp ToProto(absl::Time time) {
   return proto;
 }
 
-v1::Recipe ToProto(const Recipe& recipe) {
-  v1::Recipe proto;
-  proto.set_preset(recipe.preset);
-  proto.set_bits(recipe.bits);
-  proto.set_group_size(static_cast<int32_t>(recipe.group_size));
-  proto.set_symmetric(recipe.symmetric);
-  proto.set_damping(recipe.damping);
-  proto.set_solver(ToProtoSolver(recipe.solver));
-  proto.set_order(ToProtoOrder(recipe.order));
-  proto.set_scale_fit(ToProtoScaleFit(recipe.scale_fit));
-  proto.set_embedding_bits(recipe.embedding_bits);
-  proto.set_dense_type(ToProtoDenseType(recipe.dense_type));
-  return proto;
-}
-
 v1::LinearReport ToProto(const LinearReport& linear) {
   v1::LinearReport proto;
   proto.set_name(linear.name);
@@ -175,6 +110,8 @@ v1::LinearReport ToProto(const LinearReport& linear) {
   proto.set_damping(linear.damping);
   proto.set_damping_doublings(linear.damping_doublings);
   proto.set_dead_columns(linear.dead_columns);
+  proto.set_alpha(linear.alpha);
+  proto.set_outliers(linear.outliers);
   return proto;
 }
 

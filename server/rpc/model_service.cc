@@ -82,7 +82,11 @@ void ModelService::Inform(v1::ServerInfo& response) const {
   response.set_threads(facts_.threads);
   *response.mutable_start_time() = ToProto(facts_.start_time);
   *response.mutable_uptime() = ToProto(absl::Now() - facts_.start_time);
-  for (const std::string& preset : PresetNames()) response.add_recipe_presets(preset);
+  for (const std::string& preset : PresetNames()) {
+    response.add_recipe_presets(preset);
+    if (const auto recipe = PresetRecipe(preset); recipe.ok())
+      *response.add_recipes() = ToProto(*recipe);
+  }
   response.add_source_schemes("file");
   response.set_max_prompt_bytes(limits::kPromptBytes);
   response.set_max_receive_bytes(limits::kReceiveBytes);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -10,86 +9,6 @@
 
 namespace babai {
 namespace {
-
-// Enum values this server does not know arrive as plain numbers: proto3 enums are open.
-absl::Status UnknownEnum(std::string_view field, int value) {
-  return InvalidField(field, absl::StrCat("unknown value ", value));
-}
-
-absl::Status SetSolver(v1::Recipe::Solver value, Recipe& recipe) {
-  switch (value) {
-    case v1::Recipe::SOLVER_UNSPECIFIED:
-      return absl::OkStatus();
-    case v1::Recipe::SOLVER_DENSE:
-      recipe.solver = Solver::kDense;
-      return absl::OkStatus();
-    case v1::Recipe::SOLVER_NEAREST:
-      recipe.solver = Solver::kNearest;
-      return absl::OkStatus();
-    case v1::Recipe::SOLVER_BABAI:
-      recipe.solver = Solver::kBabai;
-      return absl::OkStatus();
-    default:
-      return UnknownEnum("recipe.solver", value);
-  }
-}
-
-absl::Status SetOrder(v1::Recipe::Order value, Recipe& recipe) {
-  switch (value) {
-    case v1::Recipe::ORDER_UNSPECIFIED:
-      return absl::OkStatus();
-    case v1::Recipe::ORDER_NATURAL:
-      recipe.order = Order::kNatural;
-      return absl::OkStatus();
-    case v1::Recipe::ORDER_ACTIVATION:
-      recipe.order = Order::kActivation;
-      return absl::OkStatus();
-    case v1::Recipe::ORDER_MIN_PIVOT:
-      recipe.order = Order::kMinPivot;
-      return absl::OkStatus();
-    default:
-      return UnknownEnum("recipe.order", value);
-  }
-}
-
-absl::Status SetScaleFit(v1::Recipe::ScaleFit value, Recipe& recipe) {
-  switch (value) {
-    case v1::Recipe::SCALE_FIT_UNSPECIFIED:
-      return absl::OkStatus();
-    case v1::Recipe::SCALE_FIT_ABS_MAX:
-      recipe.scale_fit = ScaleFit::kAbsMax;
-      return absl::OkStatus();
-    case v1::Recipe::SCALE_FIT_MSE:
-      recipe.scale_fit = ScaleFit::kMse;
-      return absl::OkStatus();
-    case v1::Recipe::SCALE_FIT_LOSS_WEIGHTED:
-      recipe.scale_fit = ScaleFit::kLossWeighted;
-      return absl::OkStatus();
-    default:
-      return UnknownEnum("recipe.scale_fit", value);
-  }
-}
-
-absl::Status SetDenseType(v1::Recipe::DenseType value, Recipe& recipe) {
-  switch (value) {
-    case v1::Recipe::DENSE_TYPE_UNSPECIFIED:
-      return absl::OkStatus();
-    case v1::Recipe::DENSE_TYPE_SOURCE:
-      recipe.dense_type = DenseType::kSource;
-      return absl::OkStatus();
-    case v1::Recipe::DENSE_TYPE_F32:
-      recipe.dense_type = DenseType::kF32;
-      return absl::OkStatus();
-    case v1::Recipe::DENSE_TYPE_F16:
-      recipe.dense_type = DenseType::kF16;
-      return absl::OkStatus();
-    case v1::Recipe::DENSE_TYPE_BF16:
-      recipe.dense_type = DenseType::kBF16;
-      return absl::OkStatus();
-    default:
-      return UnknownEnum("recipe.dense_type", value);
-  }
-}
 
 absl::Status CheckRange(std::string_view field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -192,27 +111,6 @@ absl::Status CheckSourceUri(const std::string& uri) {
 }
 
 }  // namespace
-
-absl::StatusOr<Recipe> ToRecipe(const v1::Recipe& proto) {
-  auto recipe = PresetRecipe(proto.preset().empty() ? "babai" : proto.preset());
-  if (!recipe.ok()) return recipe.status();
-  if (proto.has_bits()) recipe->bits = proto.bits();
-  if (proto.has_group_size()) recipe->group_size = proto.group_size();
-  if (proto.has_symmetric()) recipe->symmetric = proto.symmetric();
-  if (proto.has_damping()) {
-    if (!std::isfinite(proto.damping()) || proto.damping() < 0 || proto.damping() > 1) {
-      return InvalidField("recipe.damping", "must be finite and in [0, 1]");
-    }
-    recipe->damping = proto.damping();
-  }
-  if (proto.has_embedding_bits()) recipe->embedding_bits = proto.embedding_bits();
-  if (auto s = SetSolver(proto.solver(), *recipe); !s.ok()) return s;
-  if (auto s = SetOrder(proto.order(), *recipe); !s.ok()) return s;
-  if (auto s = SetScaleFit(proto.scale_fit(), *recipe); !s.ok()) return s;
-  if (auto s = SetDenseType(proto.dense_type(), *recipe); !s.ok()) return s;
-  if (auto s = ValidateRecipe(*recipe); !s.ok()) return s;
-  return recipe;
-}
 
 absl::StatusOr<QuantizeSpec> ToQuantizeSpec(const v1::QuantizeRequest& request) {
   QuantizeSpec spec;

@@ -26,7 +26,47 @@ namespace fs = std::filesystem;
 
 using QuantizeJobTest = QuantizeFixture;
 
-class FamilyTest : public QuantizeFixture, public testing::WithParamInterface<const char*> {
+// The job's own evaluation runs the calibration forward over the weights it is about to store. The
+// serving runner reads them back from disk and knows nothing of that forward: the two must agree on
+// perplexity, KL and top-1. fp32 sums of some hundred terms in another order move a logit by about
+// 1e-5 of its size; means over 69 predictions move less.
+class ServingFixture : public QuantizeFixture {
+ protected:
+  void ServesAsCertified(const QuantizeSpec& spec) {
+    ASSERT_TRUE(CheckQuantize(spec, env_).ok()) << CheckQuantize(spec, env_);
+    const auto manifest = Run(spec);
+    ASSERT_TRUE(manifest.ok()) << manifest.status();
+    ASSERT_TRUE(manifest->has_evaluation);
+    EXPECT_EQ(manifest->evaluation.tokens, 3 * 23);
+
+    std::shared_ptr<const Checkpoint> source = *OpenCheckpoint(spec.source_uri);
+    const auto set =
+        *LoadCalibration(spec.calibration, *source, env_.model_roots, [] { return false; });
+    EvaluateRequest request;
+    request.context = spec.calibration.length;
+    for (const Sequence& s : set.held_out) {
+      request.tokens.insert(request.tokens.end(), s.begin(), s.end());
+    }
+    ThreadPool pool(2);
+    const auto options =
+        EvaluationRunnerOptions(source->config(), request.context, Numerics::kReference);
+    auto model = *PackedModel::Open(catalog_->ModelDir(spec.name));
+    auto quantized = MakeCpuRunner(model, options, pool);
+    auto reference = MakeCpuRunner(*source, options, pool);
+    ASSERT_TRUE(quantized.ok() && reference.ok());
+    const auto measured = EvaluateRunners(**quantized, reference->get(), request, pool, nullptr,
+                                          [] { return false; });
+    ASSERT_TRUE(measured.ok()) << measured.status();
+    const Evaluation& own = manifest->evaluation;
+    EXPECT_NEAR(own.perplexity / measured->perplexity, 1, 1e-4);
+    EXPECT_NEAR(own.reference_perplexity / measured->reference_perplexity, 1, 1e-4);
+    EXPECT_NEAR(own.mean_kl, measured->mean_kl, 1e-4 + 1e-2 * measured->mean_kl);
+    EXPECT_NEAR(own.top1_agreement, measured->top1_agreement, 1.5 / 69);  // one near-tie
+    EXPECT_GT(own.mean_kl, 0);
+  }
+};
+
+class FamilyTest : public ServingFixture, public testing::WithParamInterface<const char*> {
  protected:
   TinyModel Model() const {
     TinyModel model;
@@ -56,43 +96,30 @@ TEST_P(FamilyTest, DenseKeepsEveryWeight) {
   EXPECT_EQ(manifest->tensors.size(), source->tensors().size());
 }
 
-// The job's own evaluation runs the calibration forward over the weights it is about to store. The
-// serving runner reads them back from disk and knows nothing of that forward: the two must agree on
-// perplexity, KL and top-1. fp32 sums of some hundred terms in another order move a logit by about
-// 1e-5 of its size; means over 69 predictions move less.
-TEST_P(FamilyTest, CertifiesWhatTheServingRunnerMeasures) {
-  const QuantizeSpec spec = SpecFor(Model());
-  ASSERT_TRUE(CheckQuantize(spec, env_).ok()) << CheckQuantize(spec, env_);
-  const auto manifest = Run(spec);
-  ASSERT_TRUE(manifest.ok()) << manifest.status();
-  ASSERT_TRUE(manifest->has_evaluation);
-  EXPECT_EQ(manifest->evaluation.tokens, 3 * 23);
+TEST_P(FamilyTest, CertifiesWhatTheServingRunnerMeasures) { ServesAsCertified(SpecFor(Model())); }
 
-  std::shared_ptr<const Checkpoint> source = *OpenCheckpoint(spec.source_uri);
-  const auto set =
-      *LoadCalibration(spec.calibration, *source, env_.model_roots, [] { return false; });
-  EvaluateRequest request;
-  request.context = spec.calibration.length;
-  for (const Sequence& s : set.held_out) {
-    request.tokens.insert(request.tokens.end(), s.begin(), s.end());
+// Every preset from end to end: quantized, stored, read back, served.
+class PresetTest : public ServingFixture, public testing::WithParamInterface<const char*> {};
+
+TEST_P(PresetTest, CertifiesWhatTheServingRunnerMeasures) {
+  for (const char* family : {"llama", "gemma3"}) {
+    TinyModel model;
+    model.family = family;
+    QuantizeSpec spec = SpecFor(model);
+    spec.recipe = *PresetRecipe(GetParam());
+    ServesAsCertified(spec);
   }
-  ThreadPool pool(2);
-  const auto options =
-      EvaluationRunnerOptions(source->config(), request.context, Numerics::kReference);
-  auto model = *PackedModel::Open(catalog_->ModelDir(spec.name));
-  auto quantized = MakeCpuRunner(model, options, pool);
-  auto reference = MakeCpuRunner(*source, options, pool);
-  ASSERT_TRUE(quantized.ok() && reference.ok());
-  const auto measured =
-      EvaluateRunners(**quantized, reference->get(), request, pool, nullptr, [] { return false; });
-  ASSERT_TRUE(measured.ok()) << measured.status();
-  const Evaluation& own = manifest->evaluation;
-  EXPECT_NEAR(own.perplexity / measured->perplexity, 1, 1e-4);
-  EXPECT_NEAR(own.reference_perplexity / measured->reference_perplexity, 1, 1e-4);
-  EXPECT_NEAR(own.mean_kl, measured->mean_kl, 1e-4 + 1e-2 * measured->mean_kl);
-  EXPECT_NEAR(own.top1_agreement, measured->top1_agreement, 1.5 / 69);  // one near-tie
-  EXPECT_GT(own.mean_kl, 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Presets, PresetTest,
+                         testing::Values("rtn", "gptq", "ssqr", "hptq", "gptqt", "coreq", "k-coreq",
+                                         "watersic", "quip", "squeezellm", "pot", "nf4", "mixed",
+                                         "best"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 TEST_P(FamilyTest, FirstGroupIsTheSolversResult) {
   const QuantizeSpec spec = SpecFor(Model());
@@ -123,13 +150,18 @@ TEST_P(FamilyTest, FirstGroupIsTheSolversResult) {
   const auto factor = *FactorHessian(moments.Hessian(), spec.recipe.order, spec.recipe.damping);
   for (const char* name : {"blocks.0.q.weight", "blocks.0.k.weight", "blocks.0.v.weight"}) {
     const auto w = *source->Read(name);
-    const auto solved = QuantizeLinear(w, w.size() / config.hidden, config.hidden, &factor,
-                                       spec.recipe, pool, [] { return false; });
+    LinearProblem problem;
+    problem.w = w;
+    problem.k = config.hidden;
+    problem.n = static_cast<int64_t>(w.size()) / problem.k;
+    problem.factor = &factor;
+    const auto solved = QuantizeLinear(problem, spec.recipe, pool, [] { return false; });
     ASSERT_TRUE(solved.ok());
     const auto stored = *model->PackedIntTensor(name);
-    EXPECT_EQ(stored.codes, absl::MakeConstSpan(solved->packed.codes)) << name;
-    EXPECT_EQ(stored.scales, absl::MakeConstSpan(solved->packed.scales)) << name;
-    EXPECT_EQ(stored.zeros, absl::MakeConstSpan(solved->packed.zeros)) << name;
+    const auto& packed = std::get<PackedInt>(solved->packed.base);
+    EXPECT_EQ(stored.codes, absl::MakeConstSpan(packed.codes)) << name;
+    EXPECT_EQ(stored.scales, absl::MakeConstSpan(packed.scales)) << name;
+    EXPECT_EQ(stored.zeros, absl::MakeConstSpan(packed.zeros)) << name;
     for (const LinearReport& linear : manifest->linears) {
       if (linear.name == name) {
         EXPECT_EQ(linear.proxy_loss, solved->certificate.proxy_loss);
@@ -158,9 +190,13 @@ TEST_F(QuantizeJobTest, RoundToNearestIsTheSolversResultEverywhere) {
   for (const TensorInfo& tensor : source->tensors()) {
     if (tensor.shape.size() != 2 || tensor.name.rfind("blocks.", 0) != 0) continue;
     const auto w = *source->Read(tensor.name);
-    const auto solved = *QuantizeLinear(w, tensor.shape[0], tensor.shape[1], nullptr, spec.recipe,
-                                        pool, [] { return false; });
-    EXPECT_EQ(model->PackedIntTensor(tensor.name)->codes, absl::MakeConstSpan(solved.packed.codes));
+    LinearProblem problem;
+    problem.w = w;
+    problem.n = tensor.shape[0];
+    problem.k = tensor.shape[1];
+    const auto solved = *QuantizeLinear(problem, spec.recipe, pool, [] { return false; });
+    EXPECT_EQ(model->PackedIntTensor(tensor.name)->codes,
+              absl::MakeConstSpan(std::get<PackedInt>(solved.packed.base).codes));
     ++linears;
   }
   EXPECT_EQ(linears, 14);

@@ -31,7 +31,8 @@ Solution<Code> Sweep(const Problem& p, const UniformGrid& grid, const Factor& fa
                      ThreadPool& pool) {
   const auto packed = PackedFactor<T>::Make(factor, pool);
   EXPECT_TRUE(packed.ok());
-  auto solution = Solve<T, Code>(Solver::kBabai, p.w, grid, &*packed, pool, nullptr);
+  using Grid = std::conditional_t<std::is_same_v<Code, uint8_t>, UniformGrid, UnboundedGrid>;
+  auto solution = Solve<T>({Solver::kBabai}, p.w, Grid{grid}, &*packed, pool, nullptr);
   EXPECT_TRUE(solution.ok()) << solution.status();
   return *std::move(solution);
 }
@@ -126,9 +127,8 @@ TEST(BabaiLossTest, BeatsNearestRoundingOnEveryProblem) {
     const Factor factor = *FactorHessian(p.h, Order::kActivation, 0.01);
     const UniformGrid grid = Fit(p, 4, false, 32, ScaleFit::kAbsMax, pool);
     const auto packed = PackedFactor<float>::Make(factor, pool);
-    const auto nearest =
-        Solve<float, uint8_t>(Solver::kNearest, p.w, grid, &*packed, pool, nullptr);
-    const auto babai = Solve<float, uint8_t>(Solver::kBabai, p.w, grid, &*packed, pool, nullptr);
+    const auto nearest = Solve<float>({Solver::kNearest}, p.w, grid, &*packed, pool, nullptr);
+    const auto babai = Solve<float>({Solver::kBabai}, p.w, grid, &*packed, pool, nullptr);
     EXPECT_LT(Sum(babai->losses), 0.7 * Sum(nearest->losses)) << "seed " << seed;
     EXPECT_NEAR(Sum(nearest->losses), ProxyLoss(p, grid, nearest->codes, factor.damping),
                 1e-4 * Sum(nearest->losses));

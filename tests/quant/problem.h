@@ -8,7 +8,8 @@
 
 #include "kernels/formats/float16.h"
 #include "server/quant/grid.h"
-#include "server/quant/layer.h"
+#include "server/quant/factor.h"
+#include "server/quant/solver.h"
 
 namespace babai::testing_quant {
 
@@ -60,23 +61,62 @@ inline double ZeroOf(const UniformGrid& g, int64_t row, int64_t column) {
   return g.zeros[row * g.groups() + column / g.group];
 }
 
-// tr((w - q) (h + damping) (w - q)') for q decoded from codes [n, k], all in fp64.
-template <typename Code>
-double ProxyLoss(const Problem& p, const UniformGrid& g, const std::vector<Code>& codes,
-                 double damping) {
+// What a code stands for, by the definition of each format.
+inline double ValueOf(const UniformGrid& g, int64_t row, int64_t column, double code) {
+  return ScaleOf(g, row, column) * (code - ZeroOf(g, row, column));
+}
+inline double ValueOf(const IntegerGrid& g, int64_t, int64_t column, double code) {
+  return code * g.values[column];
+}
+inline double ValueOf(const TableGrid& g, int64_t row, int64_t column, double code) {
+  std::vector<float> values(1 << g.bits);
+  TableValues({{}, g.scales, g.table, g.rows, g.cols, g.group, g.bits, g.kind}, row,
+              column / g.group, values.data());
+  return values[static_cast<int>(code)];
+}
+
+// Codes and sparse values as a matrix.
+template <typename Grid>
+std::vector<double> Decoded(const Grid& g, const Solution<CodeOf<Grid>>& s) {
+  std::vector<double> q(g.rows * g.cols);
+  for (int64_t r = 0; r < g.rows; ++r) {
+    for (int64_t c = 0; c < g.cols; ++c)
+      q[r * g.cols + c] = ValueOf(g, r, c, s.codes[r * g.cols + c]);
+    for (uint32_t i = s.sparse.row_begin[r]; i < s.sparse.row_begin[r + 1]; ++i)
+      q[r * g.cols + s.sparse.columns[i]] += HalfToFloat(s.sparse.values[i]);
+  }
+  return q;
+}
+
+// tr((w - q) (h + damping) (w - q)'), all in fp64.
+inline double LossOf(const Problem& p, const std::vector<double>& q, double damping) {
   double loss = 0;
   std::vector<double> e(p.k);
   for (int64_t r = 0; r < p.n; ++r) {
-    for (int64_t c = 0; c < p.k; ++c) {
-      const int64_t at = r * p.k + c;
-      e[c] = p.w[at] - ScaleOf(g, r, c) * (static_cast<double>(codes[at]) - ZeroOf(g, r, c));
-    }
+    for (int64_t c = 0; c < p.k; ++c) e[c] = p.w[r * p.k + c] - q[r * p.k + c];
     for (int64_t i = 0; i < p.k; ++i) {
       for (int64_t j = 0; j < p.k; ++j)
         loss += e[i] * (p.h[i * p.k + j] + (i == j ? damping : 0)) * e[j];
     }
   }
   return loss;
+}
+
+// The same for q decoded from codes [n, k] alone.
+template <typename Code>
+double ProxyLoss(const Problem& p, const UniformGrid& g, const std::vector<Code>& codes,
+                 double damping) {
+  std::vector<double> q(p.n * p.k);
+  for (int64_t i = 0; i < p.n * p.k; ++i)
+    q[i] = ValueOf(g, i / p.k, i % p.k, static_cast<double>(codes[i]));
+  return LossOf(p, q, damping);
+}
+
+// L_pp^2 by original column: the usual importance of a fit.
+inline std::vector<double> PivotsOf(const Factor& f) {
+  std::vector<double> pivots(f.k);
+  for (int64_t p = 0; p < f.k; ++p) pivots[f.order[p]] = f.l[p * f.k + p] * f.l[p * f.k + p];
+  return pivots;
 }
 
 }  // namespace babai::testing_quant

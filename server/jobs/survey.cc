@@ -1,0 +1,313 @@
+#include "server/jobs/survey.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <utility>
+
+#include "server/engine/block.h"
+#include "server/jobs/block_quantizer.h"
+#include "server/jobs/evaluation.h"
+#include "server/jobs/forward.h"
+#include "server/quant/allocate.h"
+#include "server/quant/layer.h"
+
+namespace babai {
+namespace {
+
+constexpr int64_t kMomentTokens = 8192;
+constexpr int64_t kSampleRows = 128;
+constexpr int64_t kProbeSequences = 2, kProbeLength = 128;
+// Weight noise relative to the weights' rms: as much as 4 bits leave.
+constexpr float kNoise = 0.08f;
+
+bool CodesIntegers(const Recipe& r) {
+  return r.grid == GridKind::kInteger || r.grid == GridKind::kColumnInteger;
+}
+
+std::vector<Sequence> FirstTokens(const std::vector<Sequence>& sequences, int64_t count,
+                                  int64_t length) {
+  std::vector<Sequence> out;
+  for (int64_t s = 0; s < count && s < static_cast<int64_t>(sequences.size()); ++s) {
+    const auto most = std::min(length, static_cast<int64_t>(sequences[s].size()));
+    out.emplace_back(sequences[s].begin(), sequences[s].begin() + most);
+  }
+  return out;
+}
+
+// Linears whose noise is measured together: the two halves of a gated product count alike.
+struct Site {
+  Group group;
+  std::vector<std::string> linears;
+};
+std::vector<Site> SitesOf(const ModelConfig& config) {
+  return {{Group::kQkv, {"q"}},
+          {Group::kQkv, {"k"}},
+          {Group::kQkv, {"v"}},
+          {Group::kO, {"o"}},
+          {Group::kGateUp, LinearsOf(config, Group::kGateUp)},
+          {Group::kDown, {"down"}}};
+}
+
+class Survey {
+ public:
+  explicit Survey(const SurveyInputs& inputs)
+      : in_(inputs),
+        config_(inputs.checkpoint.config()),
+        stream_(config_, MomentSequences(inputs), in_.pool, in_.stop),
+        probe_(config_, FirstTokens(inputs.sequences, kProbeSequences, kProbeLength), in_.pool,
+               in_.stop) {}
+
+  absl::Status Run(absl::FunctionRef<void(double)> progress);
+  // Losses become costs by the sensitivities.
+  std::vector<RateCurve> curves() const;
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  using Weights = std::map<std::string, std::vector<float>>;
+  // The probe's hidden states with noise at one site.
+  struct Variant {
+    std::vector<float> hidden;
+    double energy = 0;  // of the noise in the site's outputs, a token
+    size_t first_linear = 0, linears = 0;
+  };
+
+  static std::vector<Sequence> MomentSequences(const SurveyInputs& inputs) {
+    const auto length = static_cast<int64_t>(inputs.sequences[0].size());
+    return FirstTokens(inputs.sequences, std::max<int64_t>(1, kMomentTokens / length), length);
+  }
+  absl::Status Embed();
+  absl::Status SurveyBlock(int64_t block);
+  absl::Status MeasureGroup(int64_t block, Group group, const Weights& weights);
+  absl::StatusOr<RateCurve> MeasureLinear(const std::vector<float>& w, int64_t k,
+                                          const Factor& factor, const Rotation& in);
+  absl::Status RunProbe(int64_t block, const BlockParams& params, const Weights& weights,
+                        const Site* noisy, std::vector<float>& hidden, double* energy);
+  absl::Status MeasureVariants();
+
+  const SurveyInputs in_;
+  const ModelConfig& config_;
+  CalibrationStream stream_, probe_;
+  std::vector<float> probe_hidden_;  // without noise
+  std::vector<Variant> variants_;
+  std::vector<std::string> names_;
+  std::vector<RateCurve> losses_;
+  std::vector<double> sensitivities_;
+  std::mt19937_64 random_{1};
+};
+
+absl::Status Survey::Embed() {
+  const auto embedding = in_.checkpoint.Read("embed.weight");
+  if (!embedding.ok()) return embedding.status();
+  const auto params = LoadModelParams(config_, SourceOf(in_.checkpoint));
+  if (!params.ok()) return params.status();
+  stream_.Embed(*embedding, *params);
+  probe_.Embed(*embedding, *params);
+  probe_hidden_ = probe_.all_hidden();
+  return absl::OkStatus();
+}
+
+absl::Status Survey::Run(absl::FunctionRef<void(double)> progress) {
+  if (auto status = Embed(); !status.ok()) return status;
+  for (int64_t block = 0; block < config_.layers; ++block) {
+    if (auto status = SurveyBlock(block); !status.ok()) return status;
+    progress(static_cast<double>(block + 1) / static_cast<double>(config_.layers + 1));
+  }
+  return MeasureVariants();
+}
+
+absl::Status Survey::SurveyBlock(int64_t block) {
+  const auto params = LoadBlockParams(config_, block, SourceOf(in_.checkpoint));
+  if (!params.ok()) return params.status();
+  Weights weights;
+  for (const Group group : kGroups) {
+    for (const std::string& linear : LinearsOf(config_, group)) {
+      auto values = in_.checkpoint.Read(BlockTensor(block, linear + ".weight"));
+      if (!values.ok()) return values.status();
+      weights[linear] = *std::move(values);
+    }
+  }
+  for (Variant& variant : variants_) {
+    auto status = RunProbe(block, *params, weights, nullptr, variant.hidden, nullptr);
+    if (!status.ok()) return status;
+  }
+  size_t linear = names_.size();
+  for (const Site& site : SitesOf(config_)) {
+    Variant variant{probe_hidden_, 0, linear, site.linears.size()};
+    auto status = RunProbe(block, *params, weights, &site, variant.hidden, &variant.energy);
+    if (!status.ok()) return status;
+    linear += site.linears.size();
+    variants_.push_back(std::move(variant));
+  }
+  if (auto s = RunProbe(block, *params, weights, nullptr, probe_hidden_, nullptr); !s.ok())
+    return s;
+  stream_.BeginBlock(block, &*params);
+  for (const Group group : kGroups) {
+    if (auto status = MeasureGroup(block, group, weights); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// One block over `hidden`, with noise in the weights of a site.
+absl::Status Survey::RunProbe(int64_t block, const BlockParams& params, const Weights& weights,
+                              const Site* noisy, std::vector<float>& hidden, double* energy) {
+  probe_.SetHidden(std::move(hidden));
+  probe_.BeginBlock(block, &params);
+  for (const Group group : kGroups) {
+    const int64_t k = InputsOf(config_, group);
+    StackedWeights stack(k), noise(k);
+    for (const std::string& linear : LinearsOf(config_, group)) {
+      std::vector<float> w = weights.at(linear);
+      const bool here = noisy != nullptr && noisy->group == group &&
+                        std::count(noisy->linears.begin(), noisy->linears.end(), linear) > 0;
+      if (here) {
+        double square = 0;
+        for (const float v : w) square += static_cast<double>(v) * v;
+        std::normal_distribution<float> normal(
+            0, kNoise * static_cast<float>(std::sqrt(square / static_cast<double>(w.size()))));
+        std::vector<float> delta(w.size());
+        for (float& d : delta) d = normal(random_);
+        for (size_t i = 0; i < w.size(); ++i) w[i] += delta[i];
+        noise.Add(std::move(delta));
+      }
+      stack.Add(std::move(w));
+    }
+    if (noise.outputs() > 0) {
+      std::vector<float> y;
+      const auto see = [&](const float* x, int64_t tokens) {
+        y.resize(tokens * noise.outputs());
+        auto status = noise.Multiply(x, tokens, y.data(), in_.pool);
+        for (const float v : y) *energy += static_cast<double>(v) * v;
+        return status;
+      };
+      auto status = probe_.Inputs(group, probe_.sequences(), see);
+      if (!status.ok()) return status;
+      *energy /= static_cast<double>(probe_.sequences() * probe_.length());
+    }
+    if (auto status = probe_.Advance(group, std::move(stack)); !status.ok()) return status;
+  }
+  hidden = probe_.all_hidden();
+  return absl::OkStatus();
+}
+
+absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& weights) {
+  const int64_t k = InputsOf(config_, group);
+  std::vector<double> hessian;
+  {
+    Moments moments(k);
+    const auto status =
+        stream_.Inputs(group, stream_.sequences(),
+                       [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
+    if (!status.ok()) return status;
+    hessian = moments.Hessian();
+  }
+  const Rotation in = InputRotation(in_.recipe, block, group, k);
+  RotateMetric(in, hessian.data(), k);
+  const auto factor = FactorHessian(std::move(hessian), in_.recipe.order, in_.recipe.damping);
+  if (!factor.ok()) return factor.status();
+  StackedWeights stack(k);
+  for (const std::string& linear : LinearsOf(config_, group)) {
+    auto curve = MeasureLinear(weights.at(linear), k, *factor, in);
+    if (!curve.ok()) return curve.status();
+    names_.push_back(BlockTensor(block, linear + ".weight"));
+    losses_.push_back(*std::move(curve));
+    stack.Add(weights.at(linear));
+  }
+  return stream_.Advance(group, std::move(stack));
+}
+
+// Rows spread evenly over the linear stand for all of them.
+absl::StatusOr<RateCurve> Survey::MeasureLinear(const std::vector<float>& w, int64_t k,
+                                                const Factor& factor, const Rotation& in) {
+  const auto n = static_cast<int64_t>(w.size()) / k;
+  const int64_t rows = std::min(n, kSampleRows);
+  std::vector<float> sample;
+  for (int64_t i = 0; i < rows; ++i) {
+    const auto row = w.begin() + i * n / rows * k;
+    sample.insert(sample.end(), row, row + k);
+  }
+  Recipe recipe = in_.recipe;
+  recipe.target = Target::kNone;
+  recipe.rescale = Rescale::kNone;
+  recipe.solver = Solver::kBabai;
+  recipe.beam = 1;
+  recipe.descent_passes = 0;
+  RateCurve curve;
+  curve.weights = n * k;
+  // Around what the target can mean for one linear; in between costs are interpolated.
+  const std::vector<double> sizes =
+      CodesIntegers(recipe) ? std::vector<double>{1.5, 2.5, 4, 6} : std::vector<double>{2, 3, 4, 8};
+  for (const double size : sizes) {
+    LinearProblem problem;
+    problem.w = sample;
+    problem.n = rows;
+    problem.k = k;
+    problem.factor = &factor;
+    problem.in = in;
+    const auto solved = QuantizeLinear(problem, WithBits(recipe, size), in_.pool, in_.stop);
+    if (!solved.ok()) return solved.status();
+    curve.bits.push_back(solved->certificate.bits_per_weight);
+    curve.costs.push_back(solved->certificate.proxy_loss * static_cast<double>(n) /
+                          static_cast<double>(rows));
+  }
+  return curve;
+}
+
+absl::Status Survey::MeasureVariants() {
+  auto params = LoadModelParams(config_, SourceOf(in_.checkpoint));
+  if (!params.ok()) return params.status();
+  auto head = in_.checkpoint.Read(config_.tied_embedding ? "embed.weight" : "head.weight");
+  if (!head.ok()) return head.status();
+  const auto stack = std::make_shared<StackedWeights>(config_.hidden);
+  stack->Add(*std::move(head));
+  CalibrationStream original(config_, FirstTokens(in_.sequences, kProbeSequences, kProbeLength),
+                             in_.pool, in_.stop);
+  original.SetHidden(probe_hidden_);
+  sensitivities_.assign(names_.size(), 0);
+  for (Variant& variant : variants_) {
+    probe_.SetHidden(std::move(variant.hidden));
+    const auto compared =
+        EvaluateStreams(config_, {&original, 0, &*params, stack}, {&probe_, 0, &*params, stack},
+                        probe_.sequences(), in_.pool, in_.stop);
+    if (!compared.ok()) return compared.status();
+    const double sensitivity = variant.energy > 0 ? compared->mean_kl / variant.energy : 0;
+    std::fill_n(sensitivities_.begin() + static_cast<int64_t>(variant.first_linear),
+                variant.linears, sensitivity);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<RateCurve> Survey::curves() const {
+  std::vector<RateCurve> curves = losses_;
+  for (size_t i = 0; i < curves.size(); ++i) {
+    // A linear that nothing depends on must still be comparable.
+    constexpr double kLeast = 1e-12;
+    for (double& cost : curves[i].costs)
+      cost = std::max(cost * std::max(sensitivities_[i], 0.0), kLeast);
+  }
+  return curves;
+}
+
+}  // namespace
+
+absl::StatusOr<std::map<std::string, double>> AllocateModelBits(
+    const SurveyInputs& inputs, double target_bits, absl::FunctionRef<void(double)> progress) {
+  Survey survey(inputs);
+  if (auto status = survey.Run(progress); !status.ok()) return status;
+  std::vector<RateCurve> curves = survey.curves();
+  const bool integers = CodesIntegers(inputs.recipe);
+  if (integers) {
+    for (RateCurve& c : curves) c = Refine(c, 1.125, 8, 1.0 / 32);
+  }
+  const auto chosen = AllocateBits(curves, target_bits);
+  if (!chosen.ok()) return chosen.status();
+  constexpr int kBits[] = {2, 3, 4, 8};
+  std::map<std::string, double> bits;
+  for (size_t i = 0; i < curves.size(); ++i) {
+    bits[survey.names()[i]] = integers ? curves[i].bits[(*chosen)[i]] : kBits[(*chosen)[i]];
+  }
+  return bits;
+}
+
+}  // namespace babai

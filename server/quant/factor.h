@@ -1,0 +1,35 @@
+// H after dead columns, ordering and damping, factored once for all the linears of an input group.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/quant/recipe.h"
+
+namespace babai {
+
+// An input whose activity diag(H) is below 1/1000 of the MEDIAN is dead: its row and column of H
+// are cut off (its diagonal stays, floored there), so that its weights are rounded to the nearest
+// value and neither pass errors on nor take any. They are still stored: nothing is lost if it wakes
+// up.
+struct Factor {
+  int64_t k = 0;
+  // order[p] = original column at position p; the sweep goes from k-1 to 0
+  std::vector<int32_t> order;
+  std::vector<double> l;       // [k, k] row-major lower Cholesky factor, in sweep order
+  std::vector<double> diag_h;  // diag of the undamped H, original order
+  double damping = 0;          // absolute value added to the diagonal
+  int damping_doublings = 0;   // 0 unless the first factorization failed
+  int64_t dead_columns = 0;
+};
+
+// Factors `hessian` [k, k] (symmetric) with `damping` times its mean diagonal added.
+// FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: no factor after 6 doublings of the damping, or
+// H is all zero.
+absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, double damping);
+
+// The damped H = L L' [k, k] in original column order, fp32.
+absl::StatusOr<std::vector<float>> DampedHessian(const Factor& factor);
+
+}  // namespace babai

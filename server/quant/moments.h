@@ -1,0 +1,67 @@
+// Second moments of a linear's inputs: the only thing that calibration leaves behind.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/formats/rotation.h"
+
+namespace babai {
+
+// H = sum x x' / tokens. Accumulated in fp32 products with fp64 masters. Not thread-safe; one per
+// input group.
+class Moments {
+ public:
+  explicit Moments(int64_t k);
+  // x [tokens, k] row-major fp32. FailedPrecondition CALIBRATION_NON_FINITE: x holds a NaN or
+  // infinity.
+  absl::Status Add(const float* x, int64_t tokens);
+  int64_t k() const { return k_; }
+  int64_t tokens() const { return tokens_; }
+  // H [k, k] row-major, symmetric, fp64.
+  std::vector<double> Hessian() const;
+
+ private:
+  int64_t k_, tokens_ = 0;
+  std::vector<double> gram_;  // lower triangle of sum x x'
+};
+
+// How the inputs of the original model, x, differ from those of the partly quantized one, y, of the
+// same tokens: d = x - y.
+//   cross = E[d y'],  gram = E[d d'],  both [k, k] row-major fp64
+struct Drift {
+  int64_t k = 0, tokens = 0;
+  std::vector<double> cross, gram;
+};
+
+// How the residual streams differ, r of the original model minus that of the quantized one, beside
+// the same inputs: cross = E[r y'] and mixed = E[r d'], both [n, k]; energy = E[r'r].
+struct ResidualDrift {
+  int64_t n = 0, k = 0, tokens = 0;
+  std::vector<double> cross, mixed;
+  double energy = 0;
+};
+
+// Accumulates both. Not thread-safe.
+class DriftMoments {
+ public:
+  // `rows` = 0: no residual stream.
+  DriftMoments(int64_t k, int64_t rows);
+  // quantized and original [tokens, k]: the inputs; residuals [tokens, rows] or null.
+  absl::Status Add(const float* quantized, const float* original, const float* residual_quantized,
+                   const float* residual_original, int64_t tokens);
+  Drift drift() const;
+  ResidualDrift residual() const;
+
+ private:
+  int64_t k_, rows_, tokens_ = 0;
+  std::vector<double> cross_, gram_, residual_cross_, residual_mixed_;
+  double energy_ = 0;
+};
+
+// The same moments of rotated inputs. In place.
+void RotateDrift(const Rotation& in, Drift& drift);
+void RotateDrift(const Rotation& in, ResidualDrift& drift);
+
+}  // namespace babai

@@ -1,0 +1,352 @@
+#include "server/quant/step_fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/formats/entropy_coded.h"
+#include "kernels/formats/float16.h"
+#include "server/quant/root_search.h"
+#include "server/reason/reason.h"
+
+namespace babai {
+namespace {
+
+constexpr double kBitsTolerance = 0.003;
+constexpr int kMaxEvaluations = 12;
+constexpr int kLearningEvaluations = 3;
+constexpr int kSampleEvaluations = 4;
+// Rows that the first evaluations look at.
+constexpr int64_t kSampleRows = 256;
+// The loss at which a bit more pays, in units of the squared step: a step half as large saves 3/4 of
+// 1/12, and at the margin d(c^2 / 12) = 2 ln 2 c^2 / 12 a bit.
+constexpr double kMarginalLoss = 2 * 0.69314718055994531 / 12;
+
+float StoredStep(double step) {
+  const float bounded = static_cast<float>(std::clamp(step, 0x1p-24, 65504.0));
+  return HalfToFloat(FloatToHalf(bounded));
+}
+
+// L_pp^2 by original column; 1 without a factor.
+std::vector<double> Pivots(const Factor* factor, int64_t cols) {
+  std::vector<double> out(cols, 1.0);
+  for (int64_t p = 0; factor != nullptr && p < cols; ++p) {
+    const double l = factor->l[p * cols + p];
+    out[factor->order[p]] = l * l;
+  }
+  return out;
+}
+
+// Rows of the problem, all or a sample.
+struct Rows {
+  absl::Span<const float> w;
+  int64_t count = 0;
+  const std::vector<uint8_t>* kept = nullptr;
+};
+
+// Every so many rows of values [rows, cols], `count` in all.
+template <typename V>
+std::vector<V> SpreadRows(absl::Span<const V> values, int64_t rows, int64_t cols, int64_t count) {
+  std::vector<V> out;
+  out.reserve(count * cols);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto row = values.subspan(i * rows / count * cols, cols);
+    out.insert(out.end(), row.begin(), row.end());
+  }
+  return out;
+}
+
+// A sample that owns its rows; as a whole matrix if that is small.
+class Sample {
+ public:
+  Sample(const Rows& all, int64_t cols) : rows_(all) {
+    if (all.count < 2 * kSampleRows) return;
+    w_ = SpreadRows(all.w, all.count, cols, kSampleRows);
+    rows_ = {w_, kSampleRows, nullptr};
+    if (all.kept == nullptr) return;
+    kept_ = SpreadRows(absl::MakeConstSpan(*all.kept), all.count, cols, kSampleRows);
+    rows_.kept = &kept_;
+  }
+  const Rows& rows() const { return rows_; }
+
+ private:
+  std::vector<float> w_;
+  std::vector<uint8_t> kept_;
+  Rows rows_;
+};
+
+// Solutions for one step after the other. What one learns about shrinking and coding serves the
+// next.
+class StepSolver {
+ public:
+  StepSolver(const StepSearch& options, int64_t cols, const Factor* factor,
+             const PackedFactor<float>* packed, ThreadPool& pool, const std::function<bool()>& stop)
+      : options_(options),
+        cols_(cols),
+        factor_(factor),
+        packed_(packed),
+        pool_(pool),
+        stop_(stop),
+        pivots_(Pivots(factor, cols)),
+        shrink_(cols, 1.0) {}
+
+  // log2 c at which Gaussian weights of the columns' own variances would cost target_bits.
+  double FirstGuess(const Rows& rows) const;
+  // Learns only if told so: while it does, the same step may give another solution.
+  absl::StatusOr<SteppedSolution> Evaluate(double log2_c, const Rows& rows, SolveOptions solve,
+                                           bool learn);
+
+ private:
+  IntegerGrid GridFor(double log2_c, const Rows& rows) const;
+  void LearnShrinking(const SteppedSolution& s);
+  double Bits(const EntropyModel& model, const Solution<int32_t>& solution, const Rows& rows) const;
+
+  const StepSearch& options_;
+  const int64_t cols_;
+  const Factor* factor_;
+  const PackedFactor<float>* packed_;
+  ThreadPool& pool_;
+  const std::function<bool()>& stop_;
+  const std::vector<double> pivots_;
+  std::vector<double> shrink_;  // value / step
+  EntropyModel model_;          // what coding costs; of the rows of the last solution
+};
+
+double StepSolver::FirstGuess(const Rows& rows) const {
+  double sum = 0;
+  for (int64_t c = 0; c < cols_; ++c) {
+    double square = 0;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      square += double{rows.w[r * cols_ + c]} * rows.w[r * cols_ + c];
+    }
+    const double power = square / static_cast<double>(rows.count);
+    const double loss = options_.column_steps ? power * pivots_[c] : power;
+    sum += 0.5 * std::log2(std::max(loss, 1e-40));
+  }
+  constexpr double kGaussian = 2.0470956;  // 1/2 log2(2 pi e)
+  return sum / static_cast<double>(cols_) + kGaussian - options_.target_bits;
+}
+
+IntegerGrid StepSolver::GridFor(double log2_c, const Rows& rows) const {
+  const double c = std::exp2(log2_c);
+  IntegerGrid grid = {rows.count, cols_,
+                      options_.column_steps ? ColumnSteps(*factor_, c) : EqualSteps(cols_, c)};
+  double loss = 0;  // mean over columns of a squared step's
+  for (int64_t col = 0; col < cols_; ++col) {
+    const double step = grid.steps[col];
+    grid.values.push_back(StoredStep(step * shrink_[col]));
+    loss += step * step * pivots_[col] / static_cast<double>(cols_);
+  }
+  grid.rate_weight = options_.rate_weight * kMarginalLoss * loss;
+  return grid;
+}
+
+void StepSolver::LearnShrinking(const SteppedSolution& s) {
+  for (int64_t c = 0; c < cols_; ++c) {
+    if (!(s.solution.code_code[c] > 0)) continue;
+    const double value = s.solution.code_wanted[c] / s.solution.code_code[c];
+    shrink_[c] = std::clamp(value / s.grid.steps[c], 0.5, 1.0);
+  }
+}
+
+double StepSolver::Bits(const EntropyModel& model, const Solution<int32_t>& solution,
+                        const Rows& rows) const {
+  const int64_t sparse = solution.sparse.columns.empty() ? 0 : solution.sparse.bytes();
+  const int64_t bytes = EntropyCodedBytes(model, solution.codes, rows.count, cols_) + sparse;
+  return 8 * static_cast<double>(bytes) / static_cast<double>(rows.count * cols_);
+}
+
+absl::StatusOr<SteppedSolution> StepSolver::Evaluate(double log2_c, const Rows& rows,
+                                                     SolveOptions solve, bool learn) {
+  solve.kept = rows.kept;
+  solve.column_sums = options_.shrink && learn && solve.solver != Solver::kKBest;
+  SteppedSolution out = {GridFor(log2_c, rows)};
+  const double rate_weight = out.grid.rate_weight;
+  // A model knows its rows: without one for these, a solution that ignores the rate makes it.
+  const bool informed = static_cast<int64_t>(model_.row_class.size()) == rows.count;
+  for (int round = rate_weight > 0 && !informed ? 0 : 1; round < 2; ++round) {
+    out.grid.model = round == 1 && rate_weight > 0 ? &model_ : nullptr;
+    auto solution = Solve<float>(solve, rows.w, out.grid, packed_, pool_, stop_);
+    if (!solution.ok()) return solution.status();
+    out.solution = *std::move(solution);
+    EntropyModel model = FitEntropyModel(out.solution.codes, rows.count, cols_);
+    if (round == 1) out.bits = Bits(model, out.solution, rows);
+    if (round == 0 || learn) model_ = std::move(model);
+  }
+  out.grid.model = nullptr;
+  out.grid.rate_weight = 0;
+  if (solve.column_sums) LearnShrinking(out);
+  return out;
+}
+
+// The solution nearest to the target; x becomes its place. Learns in the first few evaluations and
+// then no more, so that bits are a function of the step.
+absl::StatusOr<SteppedSolution> SearchRows(StepSolver& solver, const Rows& rows,
+                                           const SolveOptions& solve, double target,
+                                           int evaluations, double& x) {
+  constexpr double kHighRateSlope = -1;  // half the step costs one bit
+  RootSearch search(x, kHighRateSlope);
+  SteppedSolution best;
+  for (int i = 0; i < evaluations; ++i) {
+    const bool learn = i < kLearningEvaluations;
+    if (i == kLearningEvaluations) search = RootSearch(search.x(), kHighRateSlope);
+    const double at = search.x();
+    auto solution = solver.Evaluate(at, rows, solve, learn);
+    if (!solution.ok()) return solution.status();
+    const double off = solution->bits - target;
+    search.Add(off);
+    if (i > 0 && !(std::abs(off) < std::abs(best.bits - target))) continue;
+    best = *std::move(solution);
+    x = at;
+    if (std::abs(off) <= kBitsTolerance && i > 0) break;
+  }
+  return best;
+}
+
+absl::Status CheckTarget(double bits, int64_t rows, int64_t cols) {
+  const double scales = 16.0 * static_cast<double>(rows + cols) / static_cast<double>(rows * cols);
+  if (bits > scales && bits <= 16) return absl::OkStatus();
+  return InvalidField("target_bits",
+                      absl::StrCat("must be above ", scales, ", which the scales of a ", rows, " x ",
+                                   cols, " matrix take, and at most 16"));
+}
+
+// ---- outliers
+
+void ScaleBy(double factor, std::vector<uint16_t>& halves) {
+  for (uint16_t& half : halves) {
+    const double value = factor * HalfToFloat(half);
+    half = FloatToHalf(static_cast<float>(std::clamp(value, -65504.0, 65504.0)));
+  }
+}
+
+UniformGrid ScaledBy(double factor, UniformGrid grid) {
+  ScaleBy(factor, grid.scales);
+  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);  // stays positive
+  return grid;
+}
+TableGrid ScaledBy(double factor, TableGrid grid) {
+  ScaleBy(factor, grid.kind == TableKind::kShared ? grid.scales : grid.table);
+  if (grid.kind != TableKind::kShared) return grid;
+  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);
+  return grid;
+}
+
+// The parameters of the sampled rows.
+template <typename Grid>
+Grid SampledGrid(const Grid& grid, int64_t count) {
+  Grid out = grid;
+  out.rows = count;
+  const auto sample = [&](auto& values) {
+    if (values.empty()) return;
+    values = SpreadRows(absl::MakeConstSpan(values), grid.rows,
+                        static_cast<int64_t>(values.size()) / grid.rows, count);
+  };
+  sample(out.scales);
+  if constexpr (std::is_same_v<Grid, UniformGrid>) {
+    sample(out.zeros);
+  } else if (grid.kind != TableKind::kShared) {
+    sample(out.table);
+  }
+  return out;
+}
+
+constexpr double kDensityTolerance = 0.01;
+constexpr int kDensityEvaluations = 16;
+
+// As SearchRows, for the factor 2^x of a grid's scales.
+template <typename Grid>
+absl::StatusOr<ScaledSolution<Grid>> SearchScale(SolveOptions options, const Rows& rows,
+                                                 const Grid& grid, double density,
+                                                 const PackedFactor<float>* packed,
+                                                 ThreadPool& pool,
+                                                 const std::function<bool()>& stop, double& x) {
+  options.kept = rows.kept;
+  RootSearch search(x, /*slope=*/-6);  // of log2 density over log2 factor, in a Gaussian's tail
+  ScaledSolution<Grid> best;
+  double least = HUGE_VAL;
+  for (int i = 0; i < kDensityEvaluations && least > kDensityTolerance; ++i) {
+    const double at = search.x();
+    Grid scaled = ScaledBy(std::exp2(at), grid);
+    auto solution = Solve<float>(options, rows.w, scaled, packed, pool, stop);
+    if (!solution.ok()) return solution.status();
+    const double got = static_cast<double>(solution->sparse.columns.size()) /
+                       static_cast<double>(grid.rows * grid.cols);
+    search.Add(std::log2(std::max(got, density * 1e-3) / density));
+    if (!(std::abs(got / density - 1) < least)) continue;
+    least = std::abs(got / density - 1);
+    best = {std::move(scaled), *std::move(solution), std::exp2(at), got};
+    x = at;
+  }
+  return best;
+}
+
+}  // namespace
+
+std::vector<float> EqualSteps(int64_t cols, double c) {
+  return std::vector<float>(cols, StoredStep(c));
+}
+
+std::vector<float> ColumnSteps(const Factor& factor, double c) {
+  std::vector<float> steps(factor.k);
+  for (int64_t p = 0; p < factor.k; ++p) {
+    steps[factor.order[p]] = StoredStep(c / factor.l[p * factor.k + p]);
+  }
+  return steps;
+}
+
+absl::StatusOr<SteppedSolution> SearchStep(const StepSearch& options, absl::Span<const float> w,
+                                           int64_t rows, int64_t cols, const Factor* factor,
+                                           const PackedFactor<float>* packed, ThreadPool& pool,
+                                           const std::function<bool()>& stop) {
+  if (absl::Status s = CheckTarget(options.target_bits, rows, cols); !s.ok()) return s;
+  if (options.column_steps && factor == nullptr) {
+    return InvalidField("column_steps", "need the inputs' second moment");
+  }
+  const Rows all = {w, rows, options.solve.kept};
+  const Sample sample(all, cols);
+  StepSolver solver(options, cols, factor, packed, pool, stop);
+  SolveOptions quick = options.solve;
+  if (quick.solver == Solver::kKBest) quick.solver = Solver::kBabai;
+  quick.descent_passes = 0;
+  const bool slow = quick.solver != options.solve.solver || options.solve.descent_passes > 0;
+  double x = solver.FirstGuess(sample.rows());
+  if (sample.rows().count < rows) {
+    const auto found =
+        SearchRows(solver, sample.rows(), quick, options.target_bits, kSampleEvaluations, x);
+    if (!found.ok()) return found;
+  }
+  auto found = SearchRows(solver, all, quick, options.target_bits, kMaxEvaluations, x);
+  if (!found.ok() || !slow) return found;
+  return SearchRows(solver, all, options.solve, options.target_bits, kMaxEvaluations, x);
+}
+
+template <typename Grid>
+absl::StatusOr<ScaledSolution<Grid>> SearchOutlierScale(
+    SolveOptions options, double density, absl::Span<const float> w, const Grid& grid,
+    const PackedFactor<float>* packed, ThreadPool& pool, const std::function<bool()>& stop) {
+  if (!(density > 0 && density <= 0.25)) return InvalidField("density", "must be in (0, 0.25]");
+  options.keep_overflow = true;
+  const Rows all = {w, grid.rows, options.kept};
+  const Sample sample(all, grid.cols);
+  double x = 0;
+  if (sample.rows().count < grid.rows) {
+    SolveOptions quick = options;
+    quick.descent_passes = 0;
+    const auto found = SearchScale(quick, sample.rows(), SampledGrid(grid, sample.rows().count),
+                                   density, packed, pool, stop, x);
+    if (!found.ok()) return found;
+  }
+  return SearchScale(options, all, grid, density, packed, pool, stop, x);
+}
+
+template absl::StatusOr<ScaledSolution<UniformGrid>> SearchOutlierScale(
+    SolveOptions, double, absl::Span<const float>, const UniformGrid&, const PackedFactor<float>*,
+    ThreadPool&, const std::function<bool()>&);
+template absl::StatusOr<ScaledSolution<TableGrid>> SearchOutlierScale(
+    SolveOptions, double, absl::Span<const float>, const TableGrid&, const PackedFactor<float>*,
+    ThreadPool&, const std::function<bool()>&);
+
+}  // namespace babai
