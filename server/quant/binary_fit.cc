@@ -159,7 +159,8 @@ class TileSearch {
 // cuts[m] = 2 moment - m mass of the weights below m half steps: see PatternTile.
 void TileSearch::Measure(const LinearGrids& grids) {
   const int cuts = 2 * last_ + 1;
-  float below_mass[(kMostCuts + 1) * kFitLanes] = {}, below_moment[(kMostCuts + 1) * kFitLanes] = {};
+  float below_mass[(kMostCuts + 1) * kFitLanes] = {},
+                                     below_moment[(kMostCuts + 1) * kFitLanes] = {};
   mass_.fill(0);
   moment_.fill(0);
   square_.fill(0);

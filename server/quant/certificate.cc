@@ -26,8 +26,8 @@ std::vector<double> Pivots(const Factor* factor, int64_t cols) {
   return out;
 }
 
-// For each code of a row, unscaled, half the distance to the further of its neighbours, squared: the
-// first and the last code have one on both sides, since what is further off overflows.
+// For each code of a row, unscaled, half the distance to the further of its neighbours, squared:
+// the first and the last code have one on both sides, since what is further off overflows.
 std::vector<double> SquaredReach(const TableGrid& grid, int64_t row) {
   const int count = 1 << grid.bits;
   std::vector<float> levels(count);
@@ -78,7 +78,8 @@ double BabaiBound(const TableGrid& grid, absl::Span<const uint8_t> codes, const 
 double BabaiBound(const IntegerGrid& grid, const Factor* factor) {
   const std::vector<double> pivots = Pivots(factor, grid.cols);
   double bound = 0;
-  for (int64_t c = 0; c < grid.cols; ++c) bound += double{grid.steps[c]} * grid.steps[c] * pivots[c];
+  for (int64_t c = 0; c < grid.cols; ++c)
+    bound += double{grid.steps[c]} * grid.steps[c] * pivots[c];
   return bound / 4 * static_cast<double>(grid.rows);
 }
 

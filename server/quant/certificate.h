@@ -10,8 +10,8 @@
 
 namespace babai {
 
-// The most that a sweep can lose that clips nothing and rounds to the nearest value: rows and columns
-// add up 1/4 gap^2 L_pp^2 (L = identity when `factor` is null), gap being the distance of
+// The most that a sweep can lose that clips nothing and rounds to the nearest value: rows and
+// columns add up 1/4 gap^2 L_pp^2 (L = identity when `factor` is null), gap being the distance of
 // neighbouring values: in a table, that of the value taken to the further of its two neighbours
 // (arXiv:2507.18553, Theorem 5). Says nothing about integers whose values are not their steps.
 double BabaiBound(const UniformGrid& grid, const Factor* factor);

@@ -15,13 +15,28 @@ namespace babai {
 namespace {
 
 constexpr int kMaxClusters = 16;
-// Lloyd's steps shrink geometrically; the last of these move nothing that fp16 would show.
-constexpr int kMaxSteps = 200;
+// Cells that a row is cut into: no more points than a row's share, no wider than a part of its
+// range, so that neither the crowd near 0 nor the few outliers lose their places.
+constexpr int64_t kCellShares = 128;
+constexpr double kCellParts = 256;
+// Lloyd's steps from nearly the best clusters: what is left to move after these, fp16 does not
+// show.
+constexpr int kLloydSteps = 30;
 
 using Means = std::array<double, kMaxClusters>;
 
-// A row's weights in ascending order with running sums, so that any cluster (an interval) costs two
-// look-ups.
+// Running sums over a row's weights in ascending order: any interval costs two look-ups.
+struct Sums {
+  double mass = 0, moment = 0, square = 0;
+
+  friend Sums operator-(const Sums& a, const Sums& b) {
+    return {a.mass - b.mass, a.moment - b.moment, a.square - b.square};
+  }
+  double mean() const { return moment / mass; }
+  // Squared error of all points to their mean.
+  double error() const { return mass > 0 ? square - moment * moment / mass : 0; }
+};
+
 class SortedRow {
  public:
   SortedRow(const FitInput& input, int64_t row) {
@@ -32,19 +47,20 @@ class SortedRow {
     }
     std::sort(points_.begin(), points_.end(),
               [](const Point& a, const Point& b) { return a.value < b.value; });
-    mass_ = moment_ = square_ = {0.0};
+    below_.push_back({});
     for (const Point& p : points_) {
-      mass_.push_back(mass_.back() + p.count);
-      moment_.push_back(moment_.back() + double{p.count} * p.value);
-      square_.push_back(square_.back() + double{p.count} * p.value * p.value);
+      Sums sums = below_.back();
+      sums.mass += p.count;
+      sums.moment += double{p.count} * p.value;
+      sums.square += double{p.count} * p.value * p.value;
+      below_.push_back(sums);
     }
   }
 
-  bool empty() const { return !(mass_.back() > 0); }
-  Means EqualShares(int clusters) const;
-  Means EqualParts(int clusters) const;
-  // Moves the means to a local optimum and returns its squared error.
-  double Lloyd(int clusters, Means& means) const;
+  bool empty() const { return !(below_.back().mass > 0); }
+  // Running sums at the borders of the row's cells, from nothing to everything.
+  std::vector<Sums> Cells() const;
+  void Lloyd(int clusters, Means& means) const;
 
  private:
   struct Point {
@@ -56,52 +72,97 @@ class SortedRow {
            points_.begin();
   }
   std::vector<Point> points_;
-  std::vector<double> mass_, moment_, square_;  // of the points before
+  std::vector<Sums> below_;  // [points + 1]
 };
 
-Means SortedRow::EqualShares(int clusters) const {
-  Means means = {};
-  for (int i = 0; i < clusters; ++i) {
-    const double share = mass_.back() * (i + 0.5) / clusters;
-    const auto at = std::lower_bound(mass_.begin() + 1, mass_.end(), share) - mass_.begin() - 1;
-    means[i] = points_[std::min<size_t>(at, points_.size() - 1)].value;
+std::vector<Sums> SortedRow::Cells() const {
+  const auto count = static_cast<int64_t>(points_.size());
+  const int64_t most = std::max<int64_t>(1, count / kCellShares);
+  const double width = (double{points_.back().value} - points_.front().value) / kCellParts;
+  std::vector<Sums> cells = {below_[0]};
+  for (int64_t begin = 0, i = 1; i <= count; ++i) {
+    if (i < count && i - begin < most && points_[i].value - points_[begin].value <= width) continue;
+    cells.push_back(below_[i]);
+    begin = i;
   }
-  return means;
+  return cells;
 }
 
-Means SortedRow::EqualParts(int clusters) const {
-  Means means = {};
-  const double low = points_.front().value, high = points_.back().value;
-  for (int i = 0; i < clusters; ++i) means[i] = low + (high - low) * (i + 0.5) / clusters;
-  return means;
-}
-
-double SortedRow::Lloyd(int clusters, Means& means) const {
-  double error = 0;
-  for (int step = 0; step < kMaxSteps; ++step) {
+void SortedRow::Lloyd(int clusters, Means& means) const {
+  for (int step = 0; step < kLloydSteps; ++step) {
     Means next = means;
     bool moved = false;
     size_t begin = 0;
-    error = 0;
     for (int i = 0; i < clusters; ++i) {
       const size_t end =
           i + 1 < clusters ? FirstAbove((means[i] + means[i + 1]) / 2) : points_.size();
-      const double mass = mass_[end] - mass_[begin], moment = moment_[end] - moment_[begin];
-      // An empty cluster stays where it is: between its neighbours, which may come to need it.
-      if (mass > 0) next[i] = moment / mass;
-      error += square_[end] - square_[begin] - 2 * next[i] * moment + next[i] * next[i] * mass;
+      const Sums sums = below_[end] - below_[begin];
+      if (sums.mass > 0) next[i] = sums.mean();
       moved |= std::abs(next[i] - means[i]) > 1e-5 * std::abs(means[i]);
       begin = end;
     }
     means = next;
     if (!moved) break;
   }
-  return error;
 }
 
+// The best clusters of cells (running sums at their borders): clusters are intervals, the first
+// border of the last one moves up with its end, so each of the divisions of a range of ends
+// searches only between the borders of its neighbours (dynamic programming, divide and conquer).
+class BestIntervals {
+ public:
+  explicit BestIntervals(const std::vector<Sums>& borders)
+      : borders_(borders), ends_(static_cast<int>(borders.size())), error_(ends_), next_(ends_) {}
+
+  Means Find(int clusters) {
+    first_.assign(clusters * ends_, 0);
+    for (int end = 0; end < ends_; ++end) error_[end] = (borders_[end] - borders_[0]).error();
+    for (int k = 1; k < clusters; ++k) {
+      Divide(first_.data() + k * ends_, 0, ends_ - 1, 0, ends_ - 1);
+      error_.swap(next_);
+    }
+    Means means = {};
+    for (int k = clusters - 1, end = ends_ - 1; k >= 0; --k) {
+      const int begin = first_[k * ends_ + end];
+      const Sums sums = borders_[end] - borders_[begin];
+      // More clusters than cells: what is left over repeats a value.
+      means[k] = sums.mass > 0 ? sums.mean() : k + 1 < clusters ? means[k + 1] : 0;
+      end = begin;
+    }
+    return means;
+  }
+
+ private:
+  // next_ and first for ends [low, high], whose last clusters begin in [from, to].
+  void Divide(int* first, int low, int high, int from, int to) {
+    if (low > high) return;
+    const int end = (low + high) / 2;
+    double least = HUGE_VAL;
+    int best = from;
+    for (int begin = from; begin <= std::min(to, end); ++begin) {
+      const double error = error_[begin] + (borders_[end] - borders_[begin]).error();
+      if (error < least) {
+        least = error;
+        best = begin;
+      }
+    }
+    next_[end] = least;
+    first[end] = best;
+    Divide(first, low, end - 1, from, best);
+    Divide(first, end + 1, high, best, to);
+  }
+
+  const std::vector<Sums>& borders_;
+  const int ends_;
+  std::vector<double> error_, next_;  // of the best clusters of the cells before each border
+  std::vector<int> first_;            // [clusters, ends] where the last one begins
+};
+
 Means Cluster(const SortedRow& row, int clusters) {
-  Means shares = row.EqualShares(clusters), parts = row.EqualParts(clusters);
-  return row.Lloyd(clusters, shares) < row.Lloyd(clusters, parts) ? shares : parts;
+  const std::vector<Sums> cells = row.Cells();
+  Means means = BestIntervals(cells).Find(clusters);
+  row.Lloyd(clusters, means);
+  return means;
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ class TableTiles {
   int32_t count_;
   int64_t groups_;              // of scales: one, 1, where rows have tables of their own
   std::vector<float> levels_;   // [rows or 1, count], ascending
-  std::vector<uint8_t> codes_;   // [rows, count] the code of each level; empty: the same
+  std::vector<uint8_t> codes_;  // [rows, count] the code of each level; empty: the same
 };
 
 template <typename T>

@@ -256,8 +256,8 @@ void TileSolver<T, Grid>::StoreEntries(TileRows rows, const Space& s) {
       for (int64_t c = 0; c < k_; ++c) {
         const T value = s.beside[c * kLanes<T> + i];
         if (value == 0) continue;
-        entries.push_back({rows.first + i, static_cast<uint16_t>(c),
-                           FloatToHalf(static_cast<float>(value))});
+        entries.push_back(
+            {rows.first + i, static_cast<uint16_t>(c), FloatToHalf(static_cast<float>(value))});
       }
     }
   } catch (const std::bad_alloc&) {
@@ -329,10 +329,10 @@ absl::StatusOr<Solution<CodeOf<Grid>>> Solve(const SolveOptions& options, absl::
 }
 
 // fp32 is what jobs use; fp64 proves its identities.
-#define BABAI_SOLVE(T, Grid)                                                   \
-  template absl::StatusOr<Solution<CodeOf<Grid>>> Solve(                       \
-      const SolveOptions&, absl::Span<const float>, const Grid&,               \
-      const PackedFactor<T>*, ThreadPool&, const std::function<bool()>&);
+#define BABAI_SOLVE(T, Grid)                                                             \
+  template absl::StatusOr<Solution<CodeOf<Grid>>> Solve(                                 \
+      const SolveOptions&, absl::Span<const float>, const Grid&, const PackedFactor<T>*, \
+      ThreadPool&, const std::function<bool()>&);
 BABAI_SOLVE(float, UniformGrid)
 BABAI_SOLVE(float, UnboundedGrid)
 BABAI_SOLVE(float, TableGrid)

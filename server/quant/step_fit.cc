@@ -20,8 +20,8 @@ constexpr int kLearningEvaluations = 3;
 constexpr int kSampleEvaluations = 4;
 // Rows that the first evaluations look at.
 constexpr int64_t kSampleRows = 256;
-// The loss at which a bit more pays, in units of the squared step: a step half as large saves 3/4 of
-// 1/12, and at the margin d(c^2 / 12) = 2 ln 2 c^2 / 12 a bit.
+// The loss at which a bit more pays, in units of the squared step: a step half as large saves 3/4
+// of 1/12, and at the margin d(c^2 / 12) = 2 ln 2 c^2 / 12 a bit.
 constexpr double kMarginalLoss = 2 * 0.69314718055994531 / 12;
 
 float StoredStep(double step) {
@@ -208,9 +208,9 @@ absl::StatusOr<SteppedSolution> SearchRows(StepSolver& solver, const Rows& rows,
 absl::Status CheckTarget(double bits, int64_t rows, int64_t cols) {
   const double scales = 16.0 * static_cast<double>(rows + cols) / static_cast<double>(rows * cols);
   if (bits > scales && bits <= 16) return absl::OkStatus();
-  return InvalidField("target_bits",
-                      absl::StrCat("must be above ", scales, ", which the scales of a ", rows, " x ",
-                                   cols, " matrix take, and at most 16"));
+  return InvalidField(
+      "target_bits", absl::StrCat("must be above ", scales, ", which the scales of a ", rows, " x ",
+                                  cols, " matrix take, and at most 16"));
 }
 
 // ---- outliers
@@ -324,9 +324,11 @@ absl::StatusOr<SteppedSolution> SearchStep(const StepSearch& options, absl::Span
 }
 
 template <typename Grid>
-absl::StatusOr<ScaledSolution<Grid>> SearchOutlierScale(
-    SolveOptions options, double density, absl::Span<const float> w, const Grid& grid,
-    const PackedFactor<float>* packed, ThreadPool& pool, const std::function<bool()>& stop) {
+absl::StatusOr<ScaledSolution<Grid>> SearchOutlierScale(SolveOptions options, double density,
+                                                        absl::Span<const float> w, const Grid& grid,
+                                                        const PackedFactor<float>* packed,
+                                                        ThreadPool& pool,
+                                                        const std::function<bool()>& stop) {
   if (!(density > 0 && density <= 0.25)) return InvalidField("density", "must be in (0, 0.25]");
   options.keep_overflow = true;
   const Rows all = {w, grid.rows, options.kept};

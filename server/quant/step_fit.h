@@ -57,8 +57,10 @@ struct ScaledSolution {
 };
 
 // Multiplies all scales of `grid` (a UniformGrid or a TableGrid) by one factor such that, solved
-// with keep_overflow, a share `density` of the weights lies beside the grid: within 1 % of it where
-// the weights are many enough (SSQR, arXiv:2507.18553). Requires 0 < density <= 0.25.
+// with keep_overflow, a share `density` of the weights lies beside the grid: within 1 % of it
+// (SSQR, arXiv:2507.18553). Where no factor does that, the nearest found: too few weights, or a
+// grid so coarse that its rounding errors push weights outside however large it becomes. Requires
+// 0 < density <= 0.25.
 template <typename Grid>
 absl::StatusOr<ScaledSolution<Grid>> SearchOutlierScale(SolveOptions options, double density,
                                                         absl::Span<const float> w, const Grid& grid,

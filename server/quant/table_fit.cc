@@ -88,11 +88,10 @@ absl::StatusOr<TableGrid> FitFixedTable(const FitInput& input, const TableFitOpt
     for (int64_t g = 0; g < grid.groups(); ++g) {
       alignas(64) float scales[kFitLanes];
       const int64_t at = g * grid.group * kFitLanes;
-      FitOpsForCpu().table_scales(
-          {weights + at, importance + at, grid.group, levels.data(), middles.data(),
-           static_cast<int32_t>(levels.size()), shrinks.data(),
-           static_cast<int64_t>(shrinks.size())},
-          scales);
+      FitOpsForCpu().table_scales({weights + at, importance + at, grid.group, levels.data(),
+                                   middles.data(), static_cast<int32_t>(levels.size()),
+                                   shrinks.data(), static_cast<int64_t>(shrinks.size())},
+                                  scales);
       for (int64_t i = 0; i < part.count; ++i) {
         if (!(scales[i] <= 65504)) fits = false;
         grid.scales[(part.first + i) * grid.groups() + g] = FloatToHalf(scales[i]);
@@ -113,7 +112,8 @@ absl::Status CheckOptions(const TableFitOptions& o, size_t weights) {
   }
   if (o.kind == GridKind::kBinaryCoding &&
       (o.intermediate_bits < o.bits || o.intermediate_bits > kMaxIntermediateBits)) {
-    return InvalidField("intermediate_bits", absl::StrCat("must be in bits..", kMaxIntermediateBits));
+    return InvalidField("intermediate_bits",
+                        absl::StrCat("must be in bits..", kMaxIntermediateBits));
   }
   if (o.kept != nullptr && o.kept->size() != weights) {
     return InvalidField("kept", "must have an entry for each weight");
@@ -151,9 +151,9 @@ absl::StatusOr<TableGrid> FitTables(absl::Span<const float> w, int64_t rows, int
   const bool weighted = options.kind == GridKind::kKMeans ||
                         options.kind == GridKind::kBinaryCoding ||
                         options.fit == ScaleFit::kLossWeighted;
-  const FitInput input = {
-      w, rows, cols,
-      MeanOne(weighted ? options.importance : absl::Span<const double>(), cols), options.kept};
+  const FitInput input = {w, rows, cols,
+                          MeanOne(weighted ? options.importance : absl::Span<const double>(), cols),
+                          options.kept};
   switch (options.kind) {
     case GridKind::kKMeans:
       return FitClusters(input, options.bits, pool, stop);

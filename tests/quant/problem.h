@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kernels/formats/float16.h"
-#include "server/quant/grid.h"
 #include "server/quant/factor.h"
+#include "server/quant/grid.h"
 #include "server/quant/solver.h"
 
 namespace babai::testing_quant {
