@@ -8,6 +8,10 @@ import tempfile
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+class CommandFailed(SystemExit):
+    """A babai command was refused or failed; uncaught, it ends the bench with the command's own words."""
+
+
 class LocalServer:
     def __init__(self, bin_dir, roots, threads=2, data_dir=None):
         self.bin = pathlib.Path(bin_dir or REPOSITORY / "build/release/bin")
@@ -36,9 +40,9 @@ class LocalServer:
             self._temp.cleanup()
 
     def babai(self, *command):
-        """The JSON object of one babai command; SystemExit with its own words when it is refused."""
+        """The JSON object of one babai command, or CommandFailed."""
         run = subprocess.run([self.bin / "babai", "--server", self.address, "--json", *map(str, command)],
                              capture_output=True, text=True, check=False)
         if run.returncode:
-            raise SystemExit(f"babai {' '.join(map(str, command))}: {run.stderr.strip()}")
+            raise CommandFailed(f"babai {' '.join(map(str, command))}: {run.stderr.strip()}")
         return json.loads(run.stdout) if run.stdout.strip() else {}
