@@ -1,6 +1,7 @@
 #include "kernels/formats/entropy_coded.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -76,6 +77,9 @@ void EncodeStrip(const EntropyModel& model, const Coding& coding, absl::Span<con
 
 absl::Status CheckSizes(const EntropyCodedView& w) {
   if (auto s = CheckDimensions(w.rows, w.cols); !s.ok()) return s;
+  if (w.rows * w.cols > kEntropyMaxWeights) {
+    return absl::InvalidArgumentError(absl::StrCat(w.rows, " x ", w.cols, ": too large"));
+  }
   if (auto s = CheckLength("row_scales", w.row_scales.size(), w.rows); !s.ok()) return s;
   if (auto s = CheckLength("col_scales", w.col_scales.size(), w.cols); !s.ok()) return s;
   if (auto s = CheckFinite("row scale", w.row_scales); !s.ok()) return s;
@@ -201,6 +205,22 @@ EntropyDecoder::EntropyDecoder(const EntropyCodedView& w, EntropyModel model)
 
 namespace {
 
+// Share of a context's integers that are outside [low, high].
+double OutsideShare(const EntropyModel& model, int context, int32_t low, int32_t high) {
+  const int shift = model.shifts[context];
+  double share = 0;
+  for (int s = 0; s < kEntropySymbols; ++s) {
+    const int f = model.frequencies[context * kEntropySymbols + s];
+    if (f == 0) continue;
+    const int32_t width = 1 << shift;
+    const int32_t first = (s - (kEntropyEscape - 1)) * width, last = first + width - 1;
+    const int32_t inside = std::max(0, std::min(last, high) - std::max(first, low) + 1);
+    const double part = s == kEscapeSymbol ? 1.0 : static_cast<double>(width - inside) / width;
+    share += part * f / kTotal;
+  }
+  return share;
+}
+
 // One integer. `Table` is EntropyDecoder's.
 template <bool kChecked, bool kShifted, class Table>
 int32_t TakeInteger(const Table& table, int shift, uint32_t& x, RansWords& words) {
@@ -282,6 +302,24 @@ absl::Status EntropyDecoder::DecodeStripWeights(int64_t strip, float* out) const
     }
   };
   return shifted_ ? Decode<true>(strip, scale) : Decode<false>(strip, scale);
+}
+
+int64_t EntropyDecoder::ExpectedOutside(int32_t low, int32_t high) const {
+  std::array<int64_t, kEntropyMaxContexts> row_classes = {}, col_classes = {};
+  for (const uint8_t c : model_.row_class) ++row_classes[c];
+  for (const uint8_t c : model_.col_class) ++col_classes[c];
+  std::array<double, kEntropyMaxContexts> weights = {};
+  for (int a = 0; a < kEntropyMaxContexts; ++a) {
+    for (int b = 0; b < kEntropyMaxContexts; ++b) {
+      weights[std::min(a + b, model_.contexts - 1)] +=
+          static_cast<double>(row_classes[a]) * static_cast<double>(col_classes[b]);
+    }
+  }
+  double outside = 0;
+  for (int k = 0; k < model_.contexts; ++k) {
+    outside += weights[k] * OutsideShare(model_, k, low, high);
+  }
+  return static_cast<int64_t>(std::ceil(outside));
 }
 
 absl::Status DecodeStrip(const EntropyCodedView& w, int64_t strip, int32_t* z) {

@@ -31,6 +31,8 @@ namespace babai {
 inline constexpr int kEntropyEscape = 31;
 inline constexpr int64_t kEntropyStripRows = 64;
 inline constexpr int kEntropyMaxContexts = 32;
+// Few bytes can stand for many weights: this bounds what a hostile file makes a reader allocate.
+inline constexpr int64_t kEntropyMaxWeights = int64_t{1} << 32;
 
 inline constexpr int kEntropySymbols = 2 * kEntropyEscape;  // y + kEscape - 1; the last: escape
 inline constexpr int kEntropyMaxShift = 10;
@@ -113,6 +115,10 @@ class EntropyDecoder {
   absl::Status DecodeStrip(int64_t strip, int32_t* z) const;
   // The same as weights, fp32.
   absl::Status DecodeStripWeights(int64_t strip, float* out) const;
+
+  // About how many integers lie outside [low, high], low <= 0 <= high, by the model alone, without
+  // decoding. All that are escapes count.
+  int64_t ExpectedOutside(int32_t low, int32_t high) const;
 
   int64_t rows() const { return w_.rows; }
   int64_t cols() const { return w_.cols; }

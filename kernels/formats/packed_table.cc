@@ -55,7 +55,7 @@ absl::Status CheckParameters(const Layout& want, absl::Span<const uint16_t> scal
 }
 
 void DecodeRow(const PackedTableView& w, int64_t row, uint8_t* codes, float* out) {
-  UnpackStream(w.codes.data() + row * CodeRowBytes(w.cols, w.bits), w.cols, w.bits, codes);
+  UnpackRow(w, row, codes);
   float values[1 << kMostBits];
   for (int64_t g = 0; g < w.groups(); ++g) {
     TableValues(w, row, g, values);
@@ -102,6 +102,10 @@ absl::StatusOr<PackedTable> PackTable(absl::Span<const uint8_t> codes,
   packed.bits = bits;
   packed.kind = kind;
   return packed;
+}
+
+void UnpackRow(const PackedTableView& w, int64_t row, uint8_t* out) {
+  UnpackStream(w.codes.data() + row * CodeRowBytes(w.cols, w.bits), w.cols, w.bits, out);
 }
 
 void TableValues(const PackedTableView& w, int64_t row, int64_t group_index, float* values) {

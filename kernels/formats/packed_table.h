@@ -74,6 +74,9 @@ absl::StatusOr<PackedTable> PackTable(absl::Span<const uint8_t> codes,
 // The values that the codes 0 .. 2^bits-1 of a row's group mean, in fp32. The slow definition.
 void TableValues(const PackedTableView& w, int64_t row, int64_t group_index, float* values);
 
+// All codes of a row, one a byte, into out [cols].
+void UnpackRow(const PackedTableView& w, int64_t row, uint8_t* out);
+
 // Decodes rows [row_begin, row_end) into out [row_end - row_begin, cols], fp32.
 void DecodeRows(const PackedTableView& w, int64_t row_begin, int64_t row_end, float* out);
 

@@ -48,7 +48,7 @@ WorkBytes PlanWork(const ModelConfig& config, const RunnerOptions& options, int 
   bytes.attention = t * config.q_rows() * kFloat;
   bytes.mlp = t * MlpRowsOf(config) * kFloat;
   bytes.activated = t * config.intermediate * kFloat;
-  bytes.matmul_scratch = cpu::MatmulScratchBytes(t, widest);
+  bytes.matmul_scratch = LinearScratchBytes(t, widest);
   bytes.attention_scratch = cpu::AttentionScratchBytes(ShapeOf(config, options), context, threads);
   return bytes;
 }

@@ -107,7 +107,10 @@ using RowReader = std::function<void(int32_t, float*)>;
 // Rows straight from the mapped file: a step reads few of them.
 absl::StatusOr<RowReader> PackedRows(std::shared_ptr<const PackedModel> model) {
   absl::StatusOr<PackedIntView> view = model->PackedIntTensor(kEmbedding);
-  if (!view.ok()) return view.status();
+  if (!view.ok()) {
+    return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedFormat, kEmbedding,
+                  "rows are looked up in plain packed integers or dense values only");
+  }
   return RowReader([model = std::move(model), view = *view](int32_t id, float* row) {
     DecodeRows(view, id, id + 1, row);
   });
@@ -135,13 +138,15 @@ absl::StatusOr<RowReader> DenseRows(std::shared_ptr<const PackedModel> model) {
 }
 
 // Neighbours of one format are padded together; the plan may be some rows above the truth.
-int64_t StackBytes(const PackedModel& model, const std::vector<std::string>& names,
-                   const std::vector<int64_t>& rows, int64_t cols) {
-  int64_t bytes = 0;
-  for (size_t i = 0; i < names.size(); ++i) {
-    bytes += LinearBytes(model.Format(names[i]), rows[i], cols);
+absl::StatusOr<int64_t> StackBytes(const PackedModel& model,
+                                   const std::vector<std::string>& names) {
+  int64_t sum = 0;
+  for (const std::string& name : names) {
+    const absl::StatusOr<int64_t> bytes = LinearBytes(model, name);
+    if (!bytes.ok()) return bytes;
+    sum += *bytes;
   }
-  return bytes;
+  return sum;
 }
 
 }  // namespace
@@ -151,7 +156,7 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(
   if (absl::Status present = CheckPresent(*model); !present.ok()) return present;
   absl::StatusOr<std::unique_ptr<CpuWeights>> weights = Load(model->config(), *model);
   if (!weights.ok()) return weights;
-  const bool packed = model->Format(kEmbedding).kind == StoredFormat::Kind::kPackedInt;
+  const bool packed = model->Format(kEmbedding).packed();
   absl::StatusOr<RowReader> rows = packed ? PackedRows(model) : DenseRows(model);
   if (!rows.ok()) return rows.status();
   (*weights)->embedding_row = *std::move(rows);
@@ -180,18 +185,14 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(const Checkpoint& che
 
 absl::StatusOr<int64_t> PlanWeightBytes(const PackedModel& model) {
   if (absl::Status present = CheckPresent(model); !present.ok()) return present;
-  const ModelConfig& config = model.config();
-  int64_t bytes = StackBytes(model, {HeadName(config)}, {config.vocab}, config.hidden);
-  for (int64_t b = 0; b < config.layers; ++b) {
-    const BlockNames names = NamesOf(config, b);
-    bytes += StackBytes(model, names.qkv, {config.q_rows(), config.kv_rows(), config.kv_rows()},
-                        config.hidden);
-    bytes += StackBytes(model, names.o, {config.hidden}, config.q_rows());
-    bytes +=
-        StackBytes(model, names.gate_up, {config.intermediate, config.intermediate}, config.hidden);
-    bytes += StackBytes(model, names.down, {config.hidden}, config.intermediate);
+  std::vector<std::string> names = {HeadName(model.config())};
+  for (int64_t b = 0; b < model.config().layers; ++b) {
+    const BlockNames block = NamesOf(model.config(), b);
+    for (const auto* stack : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
+      names.insert(names.end(), stack->begin(), stack->end());
+    }
   }
-  return bytes;
+  return StackBytes(model, names);
 }
 
 }  // namespace babai

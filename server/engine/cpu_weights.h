@@ -35,7 +35,8 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(
     std::shared_ptr<const PackedModel> model);
 absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(const Checkpoint& checkpoint);
 
-// CpuWeights::bytes of a packed model, without loading it; up to 15 rows a matrix too much.
+// CpuWeights::bytes of a packed model, without loading it; up to 15 rows a matrix too much, and an
+// estimate where integers are entropy-coded.
 // DataLoss: a matrix is missing.
 absl::StatusOr<int64_t> PlanWeightBytes(const PackedModel& model);
 

@@ -1,5 +1,6 @@
 #include "server/engine/linear.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,19 +9,24 @@
 namespace babai {
 namespace {
 
-// A kernel's own refusal, as one a caller can act on.
+// A kernel's or a format's own refusal, as one a caller can act on.
 absl::Status Refused(const absl::Status& status, std::string_view name) {
   const std::string message(status.message());
+  if (absl::IsDataLoss(status)) {
+    return Refuse(status.code(), reason::kInvalidModelFile, name, message);
+  }
   if (absl::IsResourceExhausted(status)) {
     return Refuse(status.code(), reason::kOutOfMemory, name, message);
   }
   return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedShape, name, message);
 }
 
-bool SameFormat(const StoredFormat& a, const StoredFormat& b) {
+// Whether the two can be one product.
+bool Stackable(const StoredFormat& a, const StoredFormat& b) {
   if (a.kind != b.kind) return false;
   if (a.kind == StoredFormat::Kind::kDense) return a.dtype == b.dtype;
-  return a.bits == b.bits && a.group == b.group && a.symmetric == b.symmetric;
+  return a.plain() && b.plain() && a.bits == b.bits && a.group == b.group &&
+         a.symmetric == b.symmetric;
 }
 
 absl::StatusOr<cpu::DenseView> DenseViewOf(const PackedModel& model, const std::string& name) {
@@ -35,6 +41,21 @@ absl::StatusOr<cpu::DenseView> DenseViewOf(const PackedModel& model, const std::
 }
 
 constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Prepared inputs stand in front of the kernels' scratch, in whole cache lines.
+int64_t PreparedBytes(int64_t m, int64_t k) { return RoundUp(m * k * 4, 64); }
+
+// Below this many tokens the caller works alone: cheaper than a meeting of threads.
+constexpr int64_t kSerialTokens = 8;
+
+void ForTokens(int64_t m, ThreadPool& pool, absl::FunctionRef<void(int64_t, int64_t)> fn) {
+  if (m <= kSerialTokens) return fn(0, m);
+  pool.ParallelFor(m, 1, fn);
+}
+
+void Multiply(const std::vector<float>& factors, float* x) {
+  for (size_t i = 0; i < factors.size(); ++i) x[i] *= factors[i];
+}
 
 }  // namespace
 
@@ -53,25 +74,37 @@ absl::StatusOr<Linear> Linear::Make(const PackedModel& model, absl::Span<const s
   Linear linear;
   for (size_t begin = 0, end; begin < names.size(); begin = end) {
     const StoredFormat format = model.Format(names[begin]);
-    const bool packed = format.kind == StoredFormat::Kind::kPackedInt;
-    std::vector<PackedIntView> ints;
-    std::vector<cpu::DenseView> floats;
-    for (end = begin; end < names.size() && SameFormat(model.Format(names[end]), format); ++end) {
-      if (packed) {
-        absl::StatusOr<PackedIntView> view = model.PackedIntTensor(names[end]);
-        if (!view.ok()) return view.status();
-        ints.push_back(*view);
-      } else {
-        absl::StatusOr<cpu::DenseView> view = DenseViewOf(model, names[end]);
-        if (!view.ok()) return view.status();
-        floats.push_back(*view);
-      }
+    end = begin + 1;
+    if (format.packed() && !format.plain()) {
+      const absl::StatusOr<PackedLinearView> view = model.LinearTensor(names[begin]);
+      if (!view.ok()) return view.status();
+      const absl::Status added = linear.AddLinear(*view, names[begin]);
+      if (!added.ok()) return added;
+      continue;
     }
-    const absl::Status added =
-        packed ? linear.AddPacked(ints, names[begin]) : linear.AddDense(floats, names[begin]);
+    while (end < names.size() && Stackable(model.Format(names[end]), format)) ++end;
+    const absl::Status added = linear.AddStack(model, names.subspan(begin, end - begin));
     if (!added.ok()) return added;
   }
   return linear;
+}
+
+absl::Status Linear::AddStack(const PackedModel& model, absl::Span<const std::string> names) {
+  std::vector<PackedIntView> ints;
+  std::vector<cpu::DenseView> floats;
+  const bool packed = model.Format(names[0]).packed();
+  for (const std::string& name : names) {
+    if (packed) {
+      const absl::StatusOr<PackedIntView> view = model.PackedIntTensor(name);
+      if (!view.ok()) return view.status();
+      ints.push_back(*view);
+    } else {
+      const absl::StatusOr<cpu::DenseView> view = DenseViewOf(model, name);
+      if (!view.ok()) return view.status();
+      floats.push_back(*view);
+    }
+  }
+  return packed ? AddPacked(ints, names[0]) : AddDense(floats, names[0]);
 }
 
 absl::StatusOr<Linear> Linear::Make(const Checkpoint& checkpoint,
@@ -98,48 +131,123 @@ absl::Status Linear::AddPacked(absl::Span<const PackedIntView> views, std::strin
   absl::StatusOr<cpu::PackedIntWeights> weights = cpu::PackedIntWeights::Make(views);
   if (!weights.ok()) return Refused(weights.status(), name);
   const int64_t rows = weights->rows(), cols = weights->cols();
-  return AddRows(*std::move(weights), rows, cols, name);
+  return AddPart({.rows = rows, .weights = *std::move(weights)}, cols, name);
 }
 
 absl::Status Linear::AddDense(absl::Span<const cpu::DenseView> views, std::string_view name) {
   absl::StatusOr<cpu::DenseWeights> weights = cpu::DenseWeights::Make(views);
   if (!weights.ok()) return Refused(weights.status(), name);
   const int64_t rows = weights->rows(), cols = weights->cols();
-  return AddRows(*std::move(weights), rows, cols, name);
+  return AddPart({.rows = rows, .weights = *std::move(weights)}, cols, name);
 }
 
-absl::Status Linear::AddRows(std::variant<cpu::PackedIntWeights, cpu::DenseWeights> weights,
-                             int64_t rows, int64_t cols, std::string_view name) {
+absl::Status Linear::AddLinear(const PackedLinearView& w, std::string_view name) {
+  const absl::StatusOr<LinearLayout> layout = LayoutOf(w);
+  if (!layout.ok()) return Refused(layout.status(), name);
+  if (!layout->dense) return AddIntegers(w, *layout, name);
+  const absl::StatusOr<std::vector<uint16_t>> halves = MakeDense(w);
+  if (!halves.ok()) return Refused(halves.status(), name);
+  const cpu::DenseView view = {halves->data(), FloatType::kF16, w.rows(), w.cols()};
+  return AddDense({view}, name);
+}
+
+absl::Status Linear::AddIntegers(const PackedLinearView& w, const LinearLayout& layout,
+                                 std::string_view name) {
+  absl::StatusOr<IntegerLinear> made = MakeIntegers(w, layout);
+  if (!made.ok()) return Refused(made.status(), name);
+  absl::StatusOr<cpu::PackedIntWeights> weights = cpu::PackedIntWeights::Make({made->integers});
+  if (!weights.ok()) return Refused(weights.status(), name);
+  Part part = {.rows = w.rows(), .weights = *std::move(weights)};
+  if (!made->sparse.empty()) part.sparse = std::move(made->sparse);
+  part.prologue = PrologueOf(w.in, std::move(made->col_factors), w.cols());
+  part.out_block = w.out.block;
+  if (!w.out.identity()) part.out_signs = RotationScales(w.out, w.rows());
+  return AddPart(std::move(part), w.cols(), name);
+}
+
+absl::Status Linear::AddPart(Part part, int64_t cols, std::string_view name) {
   if (!parts_.empty() && cols != cols_) {
     return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedShape, name,
                   absl::StrCat("has ", cols, " columns, its neighbours have ", cols_));
   }
   cols_ = cols;
-  parts_.push_back({rows_, std::move(weights)});
-  rows_ += rows;
+  part.first_row = rows_;
+  rows_ += part.rows;
+  parts_.push_back(std::move(part));
   return absl::OkStatus();
+}
+
+int Linear::PrologueOf(const Rotation& rotation, std::vector<float> factors, int64_t cols) {
+  if (rotation.identity() && factors.empty()) return -1;
+  Prologue prologue = {rotation, {}, std::move(factors)};
+  const auto known = std::find(prologues_.begin(), prologues_.end(), prologue);
+  if (known != prologues_.end()) return static_cast<int>(known - prologues_.begin());
+  if (!rotation.identity()) prologue.signs = RotationScales(rotation, cols);
+  prologues_.push_back(std::move(prologue));
+  return static_cast<int>(prologues_.size()) - 1;
 }
 
 int64_t Linear::bytes() const {
   int64_t sum = 0;
   for (const Part& part : parts_) {
     sum += std::visit([](const auto& weights) { return weights.bytes(); }, part.weights);
+    if (!part.sparse.empty()) sum += part.sparse.bytes();
+    sum += part.out_signs.size() * sizeof(float);
+  }
+  for (const Prologue& prologue : prologues_) {
+    sum += (prologue.signs.size() + prologue.factors.size()) * sizeof(float);
   }
   return sum;
 }
 
 void Linear::Apply(const cpu::MatmulArgs& args, Numerics numerics, ThreadPool& pool) const {
+  auto* prepared = reinterpret_cast<float*>(args.scratch);
+  int now = -1;  // the prologue that `prepared` holds
   for (const Part& part : parts_) {
     cpu::MatmulArgs rows = args;
     rows.y += part.first_row;
-    if (const auto* dense = std::get_if<cpu::DenseWeights>(&part.weights)) {
-      cpu::MatmulDense(*dense, rows, pool);
-    } else if (numerics == Numerics::kReference) {
-      cpu::MatmulExact(std::get<cpu::PackedIntWeights>(part.weights), rows, pool);
-    } else {
-      cpu::MatmulInt8(std::get<cpu::PackedIntWeights>(part.weights), rows, pool);
+    if (part.prologue >= 0) {
+      if (part.prologue != now) Prepare(prologues_[part.prologue], args, prepared, pool);
+      now = part.prologue;
+      rows.x = prepared;
+      rows.ldx = cols_;
     }
+    rows.scratch += PreparedBytes(args.m, cols_);
+    ApplyPart(part, rows, numerics, pool);
   }
+}
+
+void Linear::Prepare(const Prologue& prologue, const cpu::MatmulArgs& args, float* out,
+                     ThreadPool& pool) const {
+  ForTokens(args.m, pool, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* x = out + t * cols_;
+      std::copy_n(args.x + t * args.ldx, cols_, x);
+      Multiply(prologue.signs, x);
+      if (!prologue.rotation.identity()) Hadamard(x, cols_, prologue.rotation.block);
+      Multiply(prologue.factors, x);
+    }
+  });
+}
+
+void Linear::ApplyPart(const Part& part, const cpu::MatmulArgs& args, Numerics numerics,
+                       ThreadPool& pool) {
+  if (const auto* dense = std::get_if<cpu::DenseWeights>(&part.weights)) {
+    cpu::MatmulDense(*dense, args, pool);
+  } else if (numerics == Numerics::kReference) {
+    cpu::MatmulExact(std::get<cpu::PackedIntWeights>(part.weights), args, pool);
+  } else {
+    cpu::MatmulInt8(std::get<cpu::PackedIntWeights>(part.weights), args, pool);
+  }
+  if (!part.sparse.empty()) cpu::AddMatmulSparse(part.sparse, args, pool);
+  if (part.out_block == 1) return;
+  ForTokens(args.m, pool, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* y = args.y + t * args.ldy;
+      Hadamard(y, part.rows, part.out_block);
+      Multiply(part.out_signs, y);
+    }
+  });
 }
 
 bool Linear::dense() const {
@@ -160,14 +268,24 @@ void Linear::ReadDenseRow(int64_t row, float* out) const {
   }
 }
 
-int64_t LinearBytes(const StoredFormat& format, int64_t rows, int64_t cols) {
-  const int64_t padded_rows = RoundUp(rows, 16);
-  if (format.kind == StoredFormat::Kind::kDense) {
-    return padded_rows * cols * FloatTypeBytes(KernelType(format.dtype));
+int64_t LinearScratchBytes(int64_t m, int64_t k) {
+  return PreparedBytes(m, k) + cpu::MatmulScratchBytes(m, k);
+}
+
+absl::StatusOr<int64_t> LinearBytes(const PackedModel& model, const std::string& name) {
+  const StoredFormat format = model.Format(name);
+  if (format.packed()) {
+    const absl::StatusOr<PackedLinearView> view = model.LinearTensor(name);
+    if (!view.ok()) return view.status();
+    const absl::StatusOr<LinearLayout> layout = LayoutOf(*view);
+    if (!layout.ok()) return Refused(layout.status(), name);
+    return LayoutBytes(*layout, *view);
   }
-  const int64_t groups = (cols + format.group - 1) / format.group;
-  const int64_t per_group = 2 + (format.symmetric ? 0 : 1);
-  return padded_rows * (RoundUp(cols, 64) * format.bits / 8 + groups * per_group);
+  std::vector<int64_t> shape;
+  const auto bytes = model.DenseTensor(name, &shape);
+  if (!bytes.ok()) return bytes.status();
+  const int64_t rows = shape.empty() || shape[0] == 0 ? 1 : shape[0];
+  return static_cast<int64_t>(bytes->size()) / rows * RoundUp(rows, 16);
 }
 
 }  // namespace babai

@@ -163,6 +163,7 @@ TEST(EntropyCodedViewTest, RefusesEveryLie) {
   };
   EXPECT_EQ(message([](auto&) {}), "");
   EXPECT_THAT(message([](auto& w) { w.rows = 0; }), HasSubstr("rows"));
+  EXPECT_THAT(message([](auto& w) { w.rows = w.cols = 65537; }), HasSubstr("large"));
   EXPECT_THAT(message([](auto& w) { w.rows = 71; }), HasSubstr("row_scales"));
   EXPECT_THAT(message([](auto& w) { w.cols = 49; }), HasSubstr("col_scales"));
   EXPECT_THAT(message([](auto& w) { w.row_scales[3] = 0x7e01; }), HasSubstr("number 3"));
