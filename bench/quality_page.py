@@ -21,10 +21,11 @@ svg { display: block; max-width: 100%; height: auto } svg text { font: 12px syst
 
 
 def ticks(low, high, log):
-    """Round values in [low, high]: 1, 2 and 5 of each decade, or steps of such."""
+    """Round values in [low, high]: 1, 2 and 5 of each decade (all digits of a short range), or steps of such."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        values = [digit * 10.0 ** decade for decade in decades for digit in (1, 2, 5)]
+        digits = (1, 2, 5) if high > 8 * low else range(1, 10)
+        values = [digit * 10.0 ** decade for decade in decades for digit in digits]
     else:
         raw = (high - low) / 6
         step = next(s for s in (m * 10.0 ** math.floor(math.log10(raw)) for m in (1, 2, 5, 10)) if s >= raw)
