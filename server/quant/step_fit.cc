@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/formats/entropy_coded.h"
 #include "kernels/formats/float16.h"
 #include "server/quant/root_search.h"
+#include "server/quant/row_sample.h"
 #include "server/reason/reason.h"
 
 namespace babai {
@@ -18,8 +18,6 @@ constexpr double kBitsTolerance = 0.003;
 constexpr int kMaxEvaluations = 12;
 constexpr int kLearningEvaluations = 3;
 constexpr int kSampleEvaluations = 4;
-// Rows that the first evaluations look at.
-constexpr int64_t kSampleRows = 256;
 // The loss at which a bit more pays, in units of the squared step: a step half as large saves 3/4
 // of 1/12, and at the margin d(c^2 / 12) = 2 ln 2 c^2 / 12 a bit.
 constexpr double kMarginalLoss = 2 * 0.69314718055994531 / 12;
@@ -38,44 +36,6 @@ std::vector<double> Pivots(const Factor* factor, int64_t cols) {
   }
   return out;
 }
-
-// Rows of the problem, all or a sample.
-struct Rows {
-  absl::Span<const float> w;
-  int64_t count = 0;
-  const std::vector<uint8_t>* kept = nullptr;
-};
-
-// Every so many rows of values [rows, cols], `count` in all.
-template <typename V>
-std::vector<V> SpreadRows(absl::Span<const V> values, int64_t rows, int64_t cols, int64_t count) {
-  std::vector<V> out;
-  out.reserve(count * cols);
-  for (int64_t i = 0; i < count; ++i) {
-    const auto row = values.subspan(i * rows / count * cols, cols);
-    out.insert(out.end(), row.begin(), row.end());
-  }
-  return out;
-}
-
-// A sample that owns its rows; as a whole matrix if that is small.
-class Sample {
- public:
-  Sample(const Rows& all, int64_t cols) : rows_(all) {
-    if (all.count < 2 * kSampleRows) return;
-    w_ = SpreadRows(all.w, all.count, cols, kSampleRows);
-    rows_ = {w_, kSampleRows, nullptr};
-    if (all.kept == nullptr) return;
-    kept_ = SpreadRows(absl::MakeConstSpan(*all.kept), all.count, cols, kSampleRows);
-    rows_.kept = &kept_;
-  }
-  const Rows& rows() const { return rows_; }
-
- private:
-  std::vector<float> w_;
-  std::vector<uint8_t> kept_;
-  Rows rows_;
-};
 
 // Solutions for one step after the other. What one learns about shrinking and coding serves the
 // next.
@@ -213,76 +173,6 @@ absl::Status CheckTarget(double bits, int64_t rows, int64_t cols) {
                                   cols, " matrix take, and at most 16"));
 }
 
-// ---- outliers
-
-void ScaleBy(double factor, std::vector<uint16_t>& halves) {
-  for (uint16_t& half : halves) {
-    const double value = factor * HalfToFloat(half);
-    half = FloatToHalf(static_cast<float>(std::clamp(value, -65504.0, 65504.0)));
-  }
-}
-
-UniformGrid ScaledBy(double factor, UniformGrid grid) {
-  ScaleBy(factor, grid.scales);
-  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);  // stays positive
-  return grid;
-}
-TableGrid ScaledBy(double factor, TableGrid grid) {
-  ScaleBy(factor, grid.kind == TableKind::kShared ? grid.scales : grid.table);
-  if (grid.kind != TableKind::kShared) return grid;
-  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);
-  return grid;
-}
-
-// The parameters of the sampled rows.
-template <typename Grid>
-Grid SampledGrid(const Grid& grid, int64_t count) {
-  Grid out = grid;
-  out.rows = count;
-  const auto sample = [&](auto& values) {
-    if (values.empty()) return;
-    values = SpreadRows(absl::MakeConstSpan(values), grid.rows,
-                        static_cast<int64_t>(values.size()) / grid.rows, count);
-  };
-  sample(out.scales);
-  if constexpr (std::is_same_v<Grid, UniformGrid>) {
-    sample(out.zeros);
-  } else if (grid.kind != TableKind::kShared) {
-    sample(out.table);
-  }
-  return out;
-}
-
-constexpr double kDensityTolerance = 0.01;
-constexpr int kDensityEvaluations = 16;
-
-// As SearchRows, for the factor 2^x of a grid's scales.
-template <typename Grid>
-absl::StatusOr<ScaledSolution<Grid>> SearchScale(SolveOptions options, const Rows& rows,
-                                                 const Grid& grid, double density,
-                                                 const PackedFactor<float>* packed,
-                                                 ThreadPool& pool,
-                                                 const std::function<bool()>& stop, double& x) {
-  options.kept = rows.kept;
-  RootSearch search(x, /*slope=*/-6);  // of log2 density over log2 factor, in a Gaussian's tail
-  ScaledSolution<Grid> best;
-  double least = HUGE_VAL;
-  for (int i = 0; i < kDensityEvaluations && least > kDensityTolerance; ++i) {
-    const double at = search.x();
-    Grid scaled = ScaledBy(std::exp2(at), grid);
-    auto solution = Solve<float>(options, rows.w, scaled, packed, pool, stop);
-    if (!solution.ok()) return solution.status();
-    const double got = static_cast<double>(solution->sparse.columns.size()) /
-                       static_cast<double>(grid.rows * grid.cols);
-    search.Add(std::log2(std::max(got, density * 1e-3) / density));
-    if (!(std::abs(got / density - 1) < least)) continue;
-    least = std::abs(got / density - 1);
-    best = {std::move(scaled), *std::move(solution), std::exp2(at), got};
-    x = at;
-  }
-  return best;
-}
-
 }  // namespace
 
 std::vector<float> EqualSteps(int64_t cols, double c) {
@@ -306,7 +196,7 @@ absl::StatusOr<SteppedSolution> SearchStep(const StepSearch& options, absl::Span
     return InvalidField("column_steps", "need the inputs' second moment");
   }
   const Rows all = {w, rows, options.solve.kept};
-  const Sample sample(all, cols);
+  const RowSample sample(all, cols);
   StepSolver solver(options, cols, factor, packed, pool, stop);
   SolveOptions quick = options.solve;
   if (quick.solver == Solver::kKBest) quick.solver = Solver::kBabai;
@@ -322,33 +212,5 @@ absl::StatusOr<SteppedSolution> SearchStep(const StepSearch& options, absl::Span
   if (!found.ok() || !slow) return found;
   return SearchRows(solver, all, options.solve, options.target_bits, kMaxEvaluations, x);
 }
-
-template <typename Grid>
-absl::StatusOr<ScaledSolution<Grid>> SearchOutlierScale(SolveOptions options, double density,
-                                                        absl::Span<const float> w, const Grid& grid,
-                                                        const PackedFactor<float>* packed,
-                                                        ThreadPool& pool,
-                                                        const std::function<bool()>& stop) {
-  if (!(density > 0 && density <= 0.25)) return InvalidField("density", "must be in (0, 0.25]");
-  options.keep_overflow = true;
-  const Rows all = {w, grid.rows, options.kept};
-  const Sample sample(all, grid.cols);
-  double x = 0;
-  if (sample.rows().count < grid.rows) {
-    SolveOptions quick = options;
-    quick.descent_passes = 0;
-    const auto found = SearchScale(quick, sample.rows(), SampledGrid(grid, sample.rows().count),
-                                   density, packed, pool, stop, x);
-    if (!found.ok()) return found;
-  }
-  return SearchScale(options, all, grid, density, packed, pool, stop, x);
-}
-
-template absl::StatusOr<ScaledSolution<UniformGrid>> SearchOutlierScale(
-    SolveOptions, double, absl::Span<const float>, const UniformGrid&, const PackedFactor<float>*,
-    ThreadPool&, const std::function<bool()>&);
-template absl::StatusOr<ScaledSolution<TableGrid>> SearchOutlierScale(
-    SolveOptions, double, absl::Span<const float>, const TableGrid&, const PackedFactor<float>*,
-    ThreadPool&, const std::function<bool()>&);
 
 }  // namespace babai
