@@ -217,7 +217,8 @@ absl::Status BlockQuantizer::RunGroup(int64_t index, Group group, Block& block,
   if (auto status = TweakNorm(group, block); !status.ok()) return status;
   const auto metric = MeasureInputs(index, group);
   if (!metric.ok()) return metric.status();
-  StackedWeights quantized(k), original(k);
+  const auto quantized = std::make_shared<StackedWeights>(k);
+  const auto original = std::make_shared<StackedWeights>(k);
   for (const std::string& linear : LinearsOf(config_, group)) {
     std::vector<float>& w = block.weights[linear];
     const absl::Time begin = absl::Now();
@@ -231,17 +232,16 @@ absl::Status BlockQuantizer::RunGroup(int64_t index, Group group, Block& block,
       std::vector<float> served(w.size());
       status = DecodeWeight(solved->packed.view(), served.data());
       if (!status.ok()) return status;
-      quantized.Add(std::move(served));
+      quantized->Add(std::move(served));
     }
-    if (in_.reference != nullptr) original.Add(std::move(w));
+    if (in_.reference != nullptr) original->Add(std::move(w));
     w = {};
   }
   if (in_.stream != nullptr) {
-    auto status = in_.stream->Advance(group, std::move(quantized));
+    auto status = in_.stream->Advance(group, quantized);
     if (!status.ok()) return status;
   }
-  return in_.reference == nullptr ? absl::OkStatus()
-                                  : in_.reference->Advance(group, std::move(original));
+  return in_.reference == nullptr ? absl::OkStatus() : in_.reference->Advance(group, original);
 }
 
 // Norms and biases.

@@ -210,9 +210,9 @@ absl::Status CalibrationStream::RunMlp(const Chunk& chunk, StackedWeights& weigh
   return absl::OkStatus();
 }
 
-absl::Status CalibrationStream::Advance(Group group, StackedWeights weights) {
+absl::Status CalibrationStream::Advance(Group group, std::shared_ptr<StackedWeights> weights) {
   if (group == Group::kQkv) {
-    return ForEachChunk(sequences(), [&](const Chunk& c) { return Attend(c, weights); });
+    return ForEachChunk(sequences(), [&](const Chunk& c) { return Attend(c, *weights); });
   }
   if (group == Group::kGateUp) {
     mlp_ = std::move(weights);
@@ -231,7 +231,7 @@ absl::Status CalibrationStream::Advance(Group group, StackedWeights weights) {
     if (!input.ok()) return input.status();
     // `product_` may hold what `input` was made from, but not `input` itself.
     product_.resize(c.tokens * config_.hidden);
-    auto status = weights.Multiply(*input, c.tokens, product_.data(), pool_);
+    auto status = weights->Multiply(*input, c.tokens, product_.data(), pool_);
     if (status.ok()) AddToResidual(config_, bias, post, product_.data(), c.tokens, c.x, pool_);
     return status;
   });

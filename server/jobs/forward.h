@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -95,7 +96,8 @@ class CalibrationStream {
   };
   absl::Status PairedInputs(Group group, int64_t limit, CalibrationStream& other,
                             absl::FunctionRef<absl::Status(const PairedRows&)> see);
-  absl::Status Advance(Group group, StackedWeights weights);
+  // Keeps the weights no longer than until the block ends.
+  absl::Status Advance(Group group, std::shared_ptr<StackedWeights> weights);
 
  private:
   // Some whole sequences, and their rows of the hidden states.
@@ -127,7 +129,7 @@ class CalibrationStream {
   std::vector<float> hidden_;       // [sequences, length, hidden], the residual stream
   std::vector<float> inner_;        // attention's outputs, then the MLP's: inputs of o and of down
   std::vector<float> norm_, product_, activated_;  // one chunk
-  std::optional<StackedWeights> mlp_;              // of this block, unless activations are kept
+  std::shared_ptr<StackedWeights> mlp_;            // of this block, unless activations are kept
 };
 
 }  // namespace babai

@@ -66,6 +66,12 @@ class Survey {
 
  private:
   using Weights = std::map<std::string, std::vector<float>>;
+  using Stacks = std::map<Group, std::shared_ptr<StackedWeights>>;
+  // Noise in the weights of a site, and its group's weights with it.
+  struct Noise {
+    Group group;
+    std::shared_ptr<StackedWeights> noise, noisy;
+  };
   // The probe's hidden states with noise at one site.
   struct Variant {
     std::vector<float> hidden;
@@ -79,18 +85,22 @@ class Survey {
   }
   absl::Status Embed();
   absl::Status SurveyBlock(int64_t block);
-  absl::Status MeasureGroup(int64_t block, Group group, const Weights& weights);
+  absl::Status MeasureGroup(int64_t block, Group group, const Weights& weights,
+                            std::shared_ptr<StackedWeights> stack);
   absl::StatusOr<RateCurve> MeasureLinear(const std::vector<float>& w, int64_t k,
                                           const Factor& factor, const Rotation& in);
-  absl::Status RunProbe(int64_t block, const BlockParams& params, const Weights& weights,
-                        const Site* noisy, std::vector<float>& hidden, double* energy);
+  Noise MakeNoise(const Site& site, const Weights& weights);
+  absl::Status ProbeBlock(int64_t block, const BlockParams& params, const Weights& weights,
+                          const Stacks& stacks);
+  absl::Status RunProbe(int64_t block, const BlockParams& params, const Stacks& stacks,
+                        const Noise* noise, Variant& variant);
+  absl::Status AddEnergy(const Noise& noise, double& energy);
   absl::Status MeasureVariants();
 
   const SurveyInputs in_;
   const ModelConfig& config_;
   CalibrationStream stream_, probe_;
-  std::vector<float> probe_hidden_;  // without noise
-  std::vector<Variant> variants_;
+  std::vector<Variant> variants_;  // the first is without noise
   std::vector<std::string> names_;
   std::vector<RateCurve> losses_;
   std::vector<double> sensitivities_;
@@ -104,7 +114,7 @@ absl::Status Survey::Embed() {
   if (!params.ok()) return params.status();
   stream_.Embed(*embedding, *params);
   probe_.Embed(*embedding, *params);
-  probe_hidden_ = probe_.all_hidden();
+  variants_.push_back({probe_.all_hidden()});
   return absl::OkStatus();
 }
 
@@ -128,70 +138,91 @@ absl::Status Survey::SurveyBlock(int64_t block) {
       weights[linear] = *std::move(values);
     }
   }
+  Stacks stacks;
+  for (const Group group : kGroups) {
+    stacks[group] = std::make_shared<StackedWeights>(InputsOf(config_, group));
+    for (const std::string& linear : LinearsOf(config_, group))
+      stacks[group]->Add(weights.at(linear));
+  }
+  if (auto status = ProbeBlock(block, *params, weights, stacks); !status.ok()) return status;
+  stream_.BeginBlock(block, &*params);
+  for (const Group group : kGroups) {
+    auto status = MeasureGroup(block, group, weights, stacks[group]);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+Survey::Noise Survey::MakeNoise(const Site& site, const Weights& weights) {
+  const int64_t k = InputsOf(config_, site.group);
+  Noise out = {site.group, std::make_shared<StackedWeights>(k),
+               std::make_shared<StackedWeights>(k)};
+  for (const std::string& linear : LinearsOf(config_, site.group)) {
+    std::vector<float> w = weights.at(linear);
+    if (std::count(site.linears.begin(), site.linears.end(), linear) > 0) {
+      double square = 0;
+      for (const float v : w) square += static_cast<double>(v) * v;
+      const double rms = std::sqrt(square / static_cast<double>(w.size()));
+      std::normal_distribution<float> normal(0, kNoise * static_cast<float>(rms));
+      std::vector<float> delta(w.size());
+      for (size_t i = 0; i < w.size(); ++i) w[i] += delta[i] = normal(random_);
+      out.noise->Add(std::move(delta));
+    }
+    out.noisy->Add(std::move(w));
+  }
+  return out;
+}
+
+// Brings every variant through the block, and begins those with noise in it.
+absl::Status Survey::ProbeBlock(int64_t block, const BlockParams& params, const Weights& weights,
+                                const Stacks& stacks) {
+  const std::vector<float> before = variants_[0].hidden;
   for (Variant& variant : variants_) {
-    auto status = RunProbe(block, *params, weights, nullptr, variant.hidden, nullptr);
+    auto status = RunProbe(block, params, stacks, nullptr, variant);
     if (!status.ok()) return status;
   }
   size_t linear = names_.size();
   for (const Site& site : SitesOf(config_)) {
-    Variant variant{probe_hidden_, 0, linear, site.linears.size()};
-    auto status = RunProbe(block, *params, weights, &site, variant.hidden, &variant.energy);
+    Variant variant{before, 0, linear, site.linears.size()};
+    const Noise noise = MakeNoise(site, weights);
+    auto status = RunProbe(block, params, stacks, &noise, variant);
     if (!status.ok()) return status;
     linear += site.linears.size();
     variants_.push_back(std::move(variant));
   }
-  if (auto s = RunProbe(block, *params, weights, nullptr, probe_hidden_, nullptr); !s.ok())
-    return s;
-  stream_.BeginBlock(block, &*params);
-  for (const Group group : kGroups) {
-    if (auto status = MeasureGroup(block, group, weights); !status.ok()) return status;
-  }
   return absl::OkStatus();
 }
 
-// One block over `hidden`, with noise in the weights of a site.
-absl::Status Survey::RunProbe(int64_t block, const BlockParams& params, const Weights& weights,
-                              const Site* noisy, std::vector<float>& hidden, double* energy) {
-  probe_.SetHidden(std::move(hidden));
+absl::Status Survey::RunProbe(int64_t block, const BlockParams& params, const Stacks& stacks,
+                              const Noise* noise, Variant& variant) {
+  probe_.SetHidden(std::move(variant.hidden));
   probe_.BeginBlock(block, &params);
   for (const Group group : kGroups) {
-    const int64_t k = InputsOf(config_, group);
-    StackedWeights stack(k), noise(k);
-    for (const std::string& linear : LinearsOf(config_, group)) {
-      std::vector<float> w = weights.at(linear);
-      const bool here = noisy != nullptr && noisy->group == group &&
-                        std::count(noisy->linears.begin(), noisy->linears.end(), linear) > 0;
-      if (here) {
-        double square = 0;
-        for (const float v : w) square += static_cast<double>(v) * v;
-        std::normal_distribution<float> normal(
-            0, kNoise * static_cast<float>(std::sqrt(square / static_cast<double>(w.size()))));
-        std::vector<float> delta(w.size());
-        for (float& d : delta) d = normal(random_);
-        for (size_t i = 0; i < w.size(); ++i) w[i] += delta[i];
-        noise.Add(std::move(delta));
-      }
-      stack.Add(std::move(w));
+    const bool here = noise != nullptr && noise->group == group;
+    if (here) {
+      if (auto status = AddEnergy(*noise, variant.energy); !status.ok()) return status;
     }
-    if (noise.outputs() > 0) {
-      std::vector<float> y;
-      const auto see = [&](const float* x, int64_t tokens) {
-        y.resize(tokens * noise.outputs());
-        auto status = noise.Multiply(x, tokens, y.data(), in_.pool);
-        for (const float v : y) *energy += static_cast<double>(v) * v;
-        return status;
-      };
-      auto status = probe_.Inputs(group, probe_.sequences(), see);
-      if (!status.ok()) return status;
-      *energy /= static_cast<double>(probe_.sequences() * probe_.length());
-    }
-    if (auto status = probe_.Advance(group, std::move(stack)); !status.ok()) return status;
+    auto status = probe_.Advance(group, here ? noise->noisy : stacks.at(group));
+    if (!status.ok()) return status;
   }
-  hidden = probe_.all_hidden();
+  variant.hidden = probe_.all_hidden();
   return absl::OkStatus();
 }
 
-absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& weights) {
+// Of the noise in the outputs, a token.
+absl::Status Survey::AddEnergy(const Noise& noise, double& energy) {
+  const auto tokens_in_all = static_cast<double>(probe_.sequences() * probe_.length());
+  std::vector<float> y;
+  return probe_.Inputs(noise.group, probe_.sequences(), [&](const float* x, int64_t tokens) {
+    y.resize(tokens * noise.noise->outputs());
+    auto status = noise.noise->Multiply(x, tokens, y.data(), in_.pool);
+    for (const float v : y) energy += static_cast<double>(v) * v / tokens_in_all;
+    return status;
+  });
+}
+
+absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& weights,
+                                  std::shared_ptr<StackedWeights> stack) {
   const int64_t k = InputsOf(config_, group);
   std::vector<double> hessian;
   {
@@ -206,13 +237,11 @@ absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& wei
   RotateMetric(in, hessian.data(), k);
   const auto factor = FactorHessian(std::move(hessian), in_.recipe.order, in_.recipe.damping);
   if (!factor.ok()) return factor.status();
-  StackedWeights stack(k);
   for (const std::string& linear : LinearsOf(config_, group)) {
     auto curve = MeasureLinear(weights.at(linear), k, *factor, in);
     if (!curve.ok()) return curve.status();
     names_.push_back(BlockTensor(block, linear + ".weight"));
     losses_.push_back(*std::move(curve));
-    stack.Add(weights.at(linear));
   }
   return stream_.Advance(group, std::move(stack));
 }
@@ -263,9 +292,10 @@ absl::Status Survey::MeasureVariants() {
   stack->Add(*std::move(head));
   CalibrationStream original(config_, FirstTokens(in_.sequences, kProbeSequences, kProbeLength),
                              in_.pool, in_.stop);
-  original.SetHidden(probe_hidden_);
+  original.SetHidden(variants_[0].hidden);
   sensitivities_.assign(names_.size(), 0);
-  for (Variant& variant : variants_) {
+  for (size_t i = 1; i < variants_.size(); ++i) {
+    Variant& variant = variants_[i];
     probe_.SetHidden(std::move(variant.hidden));
     const auto compared =
         EvaluateStreams(config_, {&original, 0, &*params, stack}, {&probe_, 0, &*params, stack},

@@ -63,6 +63,32 @@ class ServiceTest(unittest.TestCase):
             self.assertEqual(linear.bits_per_weight, 3.625)  # codes, fp16 scales, 3-bit zeros padded to bytes
         self.assertGreater(model.bits_per_weight, 3)
 
+    def test_every_preset_serves(self):
+        info = self.service.models_stub.GetServerInfo(self.service.models.GetServerInfoRequest())
+        presets = [recipe.preset for recipe in info.recipes]
+        self.assertIn("best", presets)
+        for preset in presets:
+            with self.subTest(preset=preset):
+                name = "any-" + preset
+                operation = self.service.quantize(self.uri, name, preset=preset)
+                self.assertEqual(operation.WhichOneof("result"), "response", operation)
+                self.assertEqual(len(self.tokens(model=name)), 16)
+
+    def test_a_json_recipe_is_a_recipe(self):
+        q = self.service.quantization
+        request = q.QuantizeRequest(source_uri=self.uri, name="json")
+        request.recipe.json = '{"preset": "babai", "order": "min-pivot", "group_size": 32}'
+        request.recipe.bits = 3
+        operation = self.service.quantization_stub.Quantize(request)
+        metadata = q.QuantizeMetadata()
+        self.assertTrue(operation.metadata.Unpack(metadata))
+        self.assertEqual(metadata.recipe.order, metadata.recipe.ORDER_MIN_PIVOT)
+        self.assertEqual(metadata.recipe.bits, 3)
+        request.recipe.json = '{"ordr": "natural"}'
+        with self.assertRaises(grpc.RpcError) as refused:
+            self.service.quantization_stub.Quantize(request)
+        self.assertEqual(refused.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+
     def test_watch_streams_progress_until_done(self):
         q = self.service.quantization
         request = q.QuantizeRequest(source_uri=self.uri, name="watched",

@@ -21,9 +21,9 @@ std::vector<float> LastHidden(const Checkpoint& checkpoint, const std::vector<Se
     const auto params = *LoadBlockParams(config, b, source);
     stream.BeginBlock(b, &params);
     for (const Group group : kGroups) {
-      StackedWeights weights(InputsOf(config, group));
+      const auto weights = std::make_shared<StackedWeights>(InputsOf(config, group));
       for (const std::string& linear : LinearsOf(config, group)) {
-        weights.Add(*checkpoint.Read(BlockTensor(b, linear + ".weight")));
+        weights->Add(*checkpoint.Read(BlockTensor(b, linear + ".weight")));
       }
       int64_t seen = 0;
       EXPECT_TRUE(stream
@@ -34,7 +34,7 @@ std::vector<float> LastHidden(const Checkpoint& checkpoint, const std::vector<Se
                               })
                       .ok());
       EXPECT_EQ(seen, stream.sequences() * static_cast<int64_t>(sequences[0].size()));
-      EXPECT_TRUE(stream.Advance(group, std::move(weights)).ok());
+      EXPECT_TRUE(stream.Advance(group, weights).ok());
     }
   }
   const float* hidden = stream.hidden(0);
@@ -58,7 +58,7 @@ TEST_F(ForwardTest, StopsBetweenChunks) {
   const auto checkpoint = *OpenCheckpoint(root() / "tiny");
   ThreadPool pool(1);
   CalibrationStream stream(checkpoint->config(), {RandomIds(16, 320)}, pool, [] { return true; });
-  EXPECT_TRUE(absl::IsCancelled(stream.Advance(Group::kO, StackedWeights(64))));
+  EXPECT_TRUE(absl::IsCancelled(stream.Advance(Group::kO, std::make_shared<StackedWeights>(64))));
 }
 
 }  // namespace

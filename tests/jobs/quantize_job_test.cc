@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "server/engine/block.h"
 #include "server/engine/evaluate.h"
@@ -174,6 +175,69 @@ INSTANTIATE_TEST_SUITE_P(Families, FamilyTest,
                          testing::Values("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2",
                                          "opt"),
                          [](const auto& info) { return std::string(info.param); });
+
+double LinearBits(const Manifest& manifest) {
+  double bits = 0, weights = 0;
+  for (const LinearReport& l : manifest.linears) {
+    bits += l.bits_per_weight * static_cast<double>(l.rows * l.cols);
+    weights += static_cast<double>(l.rows * l.cols);
+  }
+  return bits / weights;
+}
+
+// Fixed grids share out whole bits and stay below the target; the linears differ.
+TEST_F(QuantizeJobTest, MixedBitsMeetTheTarget) {
+  QuantizeSpec spec = SpecFor({});
+  spec.recipe = *PresetRecipe("mixed");
+  spec.recipe.target_bits = 4;
+  const auto manifest = Run(spec);
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  EXPECT_LE(LinearBits(*manifest), 4);
+  EXPECT_GT(LinearBits(*manifest), 3.3);
+  std::set<int> bits;
+  for (const LinearReport& l : manifest->linears) bits.insert(manifest->tensors.at(l.name).bits);
+  EXPECT_GT(bits.size(), 1u);
+}
+
+TEST_F(QuantizeJobTest, APackedModelOfTheSizeAskedFor) {
+  QuantizeSpec spec = SpecFor({});
+  spec.recipe = *PresetRecipe("best");
+  spec.recipe.target_bits = 5;
+  const auto by_bits = Run(spec);
+  ASSERT_TRUE(by_bits.ok()) << by_bits.status();
+  // Matrices this small can not have every size.
+  EXPECT_NEAR(LinearBits(*by_bits), 5, 0.1);
+  spec.name = "by-bytes";
+  spec.recipe.target_bits = 0;
+  spec.recipe.target_bytes = by_bits->packed_bytes;
+  const auto by_bytes = Run(spec);
+  ASSERT_TRUE(by_bytes.ok()) << by_bytes.status();
+  EXPECT_NEAR(
+      static_cast<double>(by_bytes->packed_bytes) / static_cast<double>(by_bits->packed_bytes), 1,
+      0.01);
+  spec.name = "too-small";
+  spec.recipe.target_bytes = 1000;
+  EXPECT_EQ(FieldOf(Run(spec).status()), "recipe.target_bytes");
+}
+
+TEST_F(QuantizeJobTest, TweakedNormsAreStored) {
+  TinyModel tiny;
+  tiny.family = "gemma3";  // whose norms are stored less 1
+  QuantizeSpec spec = SpecFor(tiny);
+  spec.recipe.bits = 2;
+  spec.recipe.norm_tweak = true;
+  ASSERT_TRUE(Run(spec).ok());
+  const auto model = *PackedModel::Open(catalog_->ModelDir(spec.name));
+  const auto source = *OpenCheckpoint(spec.source_uri);
+  const auto was = *source->Read("blocks.1.attn_norm.weight");
+  const auto is = *model->ReadFloat("blocks.1.attn_norm.weight");
+  double moved = 0;
+  for (size_t i = 0; i < was.size(); ++i) {
+    moved = std::max<double>(moved, std::abs(is[i] - was[i]));
+    EXPECT_LT(std::abs(is[i] - was[i]), 0.9);
+  }
+  EXPECT_GT(moved, 1e-4);
+}
 
 TEST_F(QuantizeJobTest, RoundToNearestIsTheSolversResultEverywhere) {
   TinyModel tiny;
