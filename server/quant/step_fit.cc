@@ -15,9 +15,6 @@ namespace babai {
 namespace {
 
 constexpr double kBitsTolerance = 0.003;
-constexpr int kMaxEvaluations = 12;
-constexpr int kLearningEvaluations = 3;
-constexpr int kSampleEvaluations = 4;
 // The loss at which a bit more pays, in units of the squared step: a step half as large saves 3/4
 // of 1/12, and at the margin d(c^2 / 12) = 2 ln 2 c^2 / 12 a bit.
 constexpr double kMarginalLoss = 2 * 0.69314718055994531 / 12;
@@ -141,17 +138,22 @@ absl::StatusOr<SteppedSolution> StepSolver::Evaluate(double log2_c, const Rows& 
   return out;
 }
 
-// The solution nearest to the target; x becomes its place. Learns in the first few evaluations and
-// then no more, so that bits are a function of the step.
+// How often a search may solve, and in how many of these solutions it learns: after that, bits are
+// a function of the step.
+struct Effort {
+  int evaluations, learning;
+};
+
+// The solution nearest to the target; x becomes its place.
 absl::StatusOr<SteppedSolution> SearchRows(StepSolver& solver, const Rows& rows,
-                                           const SolveOptions& solve, double target,
-                                           int evaluations, double& x) {
+                                           const SolveOptions& solve, double target, Effort effort,
+                                           double& x) {
   constexpr double kHighRateSlope = -1;  // half the step costs one bit
   RootSearch search(x, kHighRateSlope);
   SteppedSolution best;
-  for (int i = 0; i < evaluations; ++i) {
-    const bool learn = i < kLearningEvaluations;
-    if (i == kLearningEvaluations) search = RootSearch(search.x(), kHighRateSlope);
+  for (int i = 0; i < effort.evaluations; ++i) {
+    const bool learn = i < effort.learning;
+    if (i == effort.learning) search = RootSearch(search.x(), kHighRateSlope);
     const double at = search.x();
     auto solution = solver.Evaluate(at, rows, solve, learn);
     if (!solution.ok()) return solution.status();
@@ -204,13 +206,12 @@ absl::StatusOr<SteppedSolution> SearchStep(const StepSearch& options, absl::Span
   const bool slow = quick.solver != options.solve.solver || options.solve.descent_passes > 0;
   double x = solver.FirstGuess(sample.rows());
   if (sample.rows().count < rows) {
-    const auto found =
-        SearchRows(solver, sample.rows(), quick, options.target_bits, kSampleEvaluations, x);
+    const auto found = SearchRows(solver, sample.rows(), quick, options.target_bits, {4, 3}, x);
     if (!found.ok()) return found;
   }
-  auto found = SearchRows(solver, all, quick, options.target_bits, kMaxEvaluations, x);
+  auto found = SearchRows(solver, all, quick, options.target_bits, {12, 3}, x);
   if (!found.ok() || !slow) return found;
-  return SearchRows(solver, all, options.solve, options.target_bits, kMaxEvaluations, x);
+  return SearchRows(solver, all, options.solve, options.target_bits, {10, 1}, x);
 }
 
 }  // namespace babai
