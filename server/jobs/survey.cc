@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kMomentTokens = 8192;
 constexpr int64_t kSampleRows = 128;
-constexpr int64_t kProbeSequences = 2, kProbeLength = 128;
+constexpr int64_t kProbeSequences = 2, kProbeLength = 96;
 // Weight noise relative to the weights' rms: as much as 4 bits leave.
 constexpr float kNoise = 0.08f;
 

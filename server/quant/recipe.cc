@@ -280,6 +280,8 @@ std::vector<Recipe> MakePresets() {
   mixed.target_bits = 4.25;
 
   Recipe& best = add("best", "watersic");
+  best.order = Order::kActivation;
+  best.damping = 0.01;
   best.target = Target::kClosedForm;
   best.allocation = Allocation::kHulls;
   return presets;
