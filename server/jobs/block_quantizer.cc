@@ -63,7 +63,7 @@ Rotation InputRotation(const Recipe& recipe, int64_t block, Group group, int64_t
 }
 
 Recipe WithBits(Recipe recipe, double bits) {
-  if (recipe.grid == GridKind::kInteger || recipe.grid == GridKind::kColumnInteger) {
+  if (recipe.codes_integers()) {
     recipe.target_bits = bits;
     return recipe;
   }

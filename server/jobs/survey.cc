@@ -22,10 +22,6 @@ constexpr int64_t kProbeSequences = 2, kProbeLength = 96;
 // Weight noise relative to the weights' rms: as much as 4 bits leave.
 constexpr float kNoise = 0.08f;
 
-bool CodesIntegers(const Recipe& r) {
-  return r.grid == GridKind::kInteger || r.grid == GridKind::kColumnInteger;
-}
-
 std::vector<Sequence> FirstTokens(const std::vector<Sequence>& sequences, int64_t count,
                                   int64_t length) {
   std::vector<Sequence> out;
@@ -265,8 +261,8 @@ absl::StatusOr<RateCurve> Survey::MeasureLinear(const std::vector<float>& w, int
   RateCurve curve;
   curve.weights = n * k;
   // Around what the target can mean for one linear; in between costs are interpolated.
-  const std::vector<double> sizes =
-      CodesIntegers(recipe) ? std::vector<double>{1.5, 2.5, 4, 6} : std::vector<double>{2, 3, 4, 8};
+  const std::vector<double> sizes = recipe.codes_integers() ? std::vector<double>{1.5, 2.5, 4, 6}
+                                                            : std::vector<double>{2, 3, 4, 8};
   for (const double size : sizes) {
     LinearProblem problem;
     problem.w = sample;
@@ -326,7 +322,7 @@ absl::StatusOr<std::map<std::string, double>> AllocateModelBits(
   Survey survey(inputs);
   if (auto status = survey.Run(progress); !status.ok()) return status;
   std::vector<RateCurve> curves = survey.curves();
-  const bool integers = CodesIntegers(inputs.recipe);
+  const bool integers = inputs.recipe.codes_integers();
   if (integers) {
     for (RateCurve& c : curves) c = Refine(c, 1.125, 8, 1.0 / 32);
   }

@@ -16,16 +16,6 @@ namespace {
 
 double Sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
-// L_pp^2 by original column; 1 without a factor.
-std::vector<double> Pivots(const Factor* factor, int64_t cols) {
-  std::vector<double> out(cols, 1.0);
-  for (int64_t p = 0; factor != nullptr && p < cols; ++p) {
-    const double l = factor->l[p * cols + p];
-    out[factor->order[p]] = l * l;
-  }
-  return out;
-}
-
 // For each code of a row, unscaled, half the distance to the further of its neighbours, squared:
 // the first and the last code have one on both sides, since what is further off overflows.
 std::vector<double> SquaredReach(const TableGrid& grid, int64_t row) {
@@ -46,7 +36,7 @@ std::vector<double> SquaredReach(const TableGrid& grid, int64_t row) {
 }  // namespace
 
 double BabaiBound(const UniformGrid& grid, const Factor* factor) {
-  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  const std::vector<double> pivots = SquaredPivots(factor, grid.cols);
   std::vector<double> sums(grid.groups());
   for (int64_t c = 0; c < grid.cols; ++c) sums[c / grid.group] += pivots[c];
   double bound = 0;
@@ -60,7 +50,7 @@ double BabaiBound(const UniformGrid& grid, const Factor* factor) {
 }
 
 double BabaiBound(const TableGrid& grid, absl::Span<const uint8_t> codes, const Factor* factor) {
-  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  const std::vector<double> pivots = SquaredPivots(factor, grid.cols);
   const bool shared = grid.kind == TableKind::kShared;
   std::vector<double> reach;
   double bound = 0;
@@ -76,7 +66,7 @@ double BabaiBound(const TableGrid& grid, absl::Span<const uint8_t> codes, const 
 }
 
 double BabaiBound(const IntegerGrid& grid, const Factor* factor) {
-  const std::vector<double> pivots = Pivots(factor, grid.cols);
+  const std::vector<double> pivots = SquaredPivots(factor, grid.cols);
   double bound = 0;
   for (int64_t c = 0; c < grid.cols; ++c)
     bound += double{grid.steps[c]} * grid.steps[c] * pivots[c];

@@ -106,6 +106,15 @@ absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, d
       "calibration data or a larger recipe.damping"));
 }
 
+std::vector<double> SquaredPivots(const Factor* factor, int64_t cols) {
+  std::vector<double> out(cols, 1.0);
+  for (int64_t p = 0; factor != nullptr && p < cols; ++p) {
+    const double l = factor->l[p * cols + p];
+    out[factor->order[p]] = l * l;
+  }
+  return out;
+}
+
 absl::StatusOr<std::vector<float>> DampedHessian(const Factor& f) {
   const int64_t k = f.k;
   const std::vector<float> l(f.l.begin(), f.l.end());

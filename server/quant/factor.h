@@ -29,6 +29,11 @@ struct Factor {
 // H is all zero.
 absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, double damping);
 
+// L_pp^2 by original column [cols]: what a unit of squared error in a column costs if every other
+// error stays, the part of its activity that no column quantized after it can make up for. 1
+// without a factor.
+std::vector<double> SquaredPivots(const Factor* factor, int64_t cols);
+
 // The damped H = L L' [k, k] in original column order, fp32.
 absl::StatusOr<std::vector<float>> DampedHessian(const Factor& factor);
 

@@ -47,17 +47,6 @@ absl::Status CheckShapes(const LinearProblem& p, const Recipe& recipe) {
   return absl::OkStatus();
 }
 
-// What a unit of squared error in each column costs if every other error stays: L_pp^2, the part of
-// the column's activity that no column quantized after it can make up for.
-std::vector<double> ColumnCosts(const Factor* factor) {
-  std::vector<double> costs(factor != nullptr ? factor->k : 0);
-  for (int64_t p = 0; p < static_cast<int64_t>(costs.size()); ++p) {
-    const double l = factor->l[p * factor->k + p];
-    costs[factor->order[p]] = l * l;
-  }
-  return costs;
-}
-
 // w [n, k] with its rows turned by `out`: R_out w.
 void RotateOutputs(const Rotation& out, int64_t n, int64_t k, std::vector<float>& w) {
   if (out.identity()) return;
@@ -135,7 +124,7 @@ class Quantization {
   absl::Span<const float> w_;   // W*, in the stored basis
   double alpha_ = 0;
   std::optional<PackedFactor<float>> packed_;
-  std::vector<double> costs_;
+  std::vector<double> costs_;  // of a unit of squared error in each column; empty: all alike
   std::vector<uint8_t> kept_;
 };
 
@@ -162,7 +151,7 @@ absl::Status Quantization::PackFactor() {
   auto packed = PackedFactor<float>::Make(*p_.factor, pool_, recipe_.descent_passes > 0);
   if (!packed.ok()) return packed.status();
   packed_ = *std::move(packed);
-  costs_ = ColumnCosts(p_.factor);
+  costs_ = SquaredPivots(p_.factor, p_.k);
   return absl::OkStatus();
 }
 

@@ -305,10 +305,6 @@ absl::Status CheckStorage(const Recipe& r) {
   return absl::OkStatus();
 }
 
-bool CodesIntegers(const Recipe& r) {
-  return r.grid == GridKind::kInteger || r.grid == GridKind::kColumnInteger;
-}
-
 absl::Status CheckGrid(const Recipe& r) {
   const bool uniform = r.grid == GridKind::kUniform;
   if (uniform && !IsOneOf(r.bits, {2, 3, 4, 8}))
@@ -322,9 +318,9 @@ absl::Status CheckGrid(const Recipe& r) {
     return InvalidField("recipe.intermediate_bits", "must be from recipe.bits to 6");
   if (r.grid == GridKind::kColumnInteger && r.solver == Solver::kNearest)
     return InvalidField("recipe.grid", "column steps need a solver with a metric: babai or k-best");
-  if (CodesIntegers(r) && r.target_bits == 0 && r.target_bytes == 0)
+  if (r.codes_integers() && r.target_bits == 0 && r.target_bytes == 0)
     return InvalidField("recipe.target_bits", "an integer grid needs target_bits or target_bytes");
-  if (CodesIntegers(r) && r.outlier_rule != OutlierRule::kNone)
+  if (r.codes_integers() && r.outlier_rule != OutlierRule::kNone)
     return InvalidField("recipe.outlier_rule",
                         "an integer grid has no outliers: nothing overflows");
   return absl::OkStatus();
@@ -340,12 +336,12 @@ absl::Status CheckRate(const Recipe& r) {
   if (r.target_bits != 0 && r.target_bytes != 0)
     return InvalidField("recipe.target_bytes", "give target_bits or target_bytes, not both");
   const bool targeted = r.target_bits != 0 || r.target_bytes != 0;
-  if (targeted && !CodesIntegers(r) && r.allocation == Allocation::kEqual)
+  if (targeted && !r.codes_integers() && r.allocation == Allocation::kEqual)
     return InvalidField("recipe.allocation",
                         "a grid of fixed bits meets a target only by allocation hulls");
   if (!targeted && r.allocation == Allocation::kHulls)
     return InvalidField("recipe.target_bits", "allocation hulls needs target_bits or target_bytes");
-  if (r.allocation == Allocation::kHulls && !CodesIntegers(r) && r.grid != GridKind::kUniform)
+  if (r.allocation == Allocation::kHulls && !r.codes_integers() && r.grid != GridKind::kUniform)
     return InvalidField("recipe.allocation", "hulls works on uniform and integer grids");
   return absl::OkStatus();
 }

@@ -90,6 +90,9 @@ struct Recipe {
   // to be carried beside the quantized one.
   bool needs_moments() const;
   bool needs_original() const;
+  bool codes_integers() const {
+    return grid == GridKind::kInteger || grid == GridKind::kColumnInteger;
+  }
 };
 
 // By name; docs/methods.md says what each consists of. InvalidArgument: unknown preset (the message

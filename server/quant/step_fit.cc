@@ -24,16 +24,6 @@ float StoredStep(double step) {
   return HalfToFloat(FloatToHalf(bounded));
 }
 
-// L_pp^2 by original column; 1 without a factor.
-std::vector<double> Pivots(const Factor* factor, int64_t cols) {
-  std::vector<double> out(cols, 1.0);
-  for (int64_t p = 0; factor != nullptr && p < cols; ++p) {
-    const double l = factor->l[p * cols + p];
-    out[factor->order[p]] = l * l;
-  }
-  return out;
-}
-
 // Solutions for one step after the other. What one learns about shrinking and coding serves the
 // next.
 class StepSolver {
@@ -46,7 +36,7 @@ class StepSolver {
         packed_(packed),
         pool_(pool),
         stop_(stop),
-        pivots_(Pivots(factor, cols)),
+        pivots_(SquaredPivots(factor, cols)),
         shrink_(cols, 1.0) {}
 
   // log2 c at which Gaussian weights of the columns' own variances would cost target_bits.
