@@ -2,6 +2,7 @@
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
 //        [--plan unit_tiles,splits,clusters,stages,shared_bytes]   one plan for all four linears
+//        [--tile tokens,rows,unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
 //        [--sweep]                               searches for better plans than the library's
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
@@ -23,6 +24,7 @@
 
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
+#include "kernels/cuda/tile_gemm.h"
 
 namespace babai::cuda {
 namespace {
@@ -58,6 +60,7 @@ struct Options {
   bool asymmetric = false, early = true, sweep = false;
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
+  TileGemmPlan tile;
 };
 
 std::vector<int> ParseList(const char* s) {
@@ -96,6 +99,9 @@ Options Parse(int argc, char** argv) {
     else if (flag == "--plan") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 5) o.plan = {v[0], v[1], v[2], v[3], v[4]};
+    } else if (flag == "--tile") {
+      const std::vector<int> v = ParseList(value());
+      if (v.size() == 6) o.tile = {v[0], v[1], v[2], v[3], v[4], v[5]};
     } else {
       std::fprintf(stderr, "gemm: unknown %s; see the head of bench/gemm.cc\n", flag.c_str());
       std::exit(2);
@@ -113,6 +119,9 @@ class Data {
     std::vector<uint16_t> x(64 << 20 >> 1);
     for (uint16_t& v : x) v = 0x3000 | (rng() & 0x8fff);  // fp16 +-0.125..0.5; bf16 tiny but normal
     x_ = Allocate(x.size() * 2), y_ = Allocate(int64_t{128} << 20);
+    constexpr int kMostBlocks = 264;
+    workspace_ = Allocate(TileGemmWorkspaceBytes(kMostBlocks));
+    CHECK_CUDA(cudaMemset(workspace_, 0xff, TileGemmWorkspaceBytes(kMostBlocks)));
     CHECK_CUDA(cudaMemcpy(x_, x.data(), x.size() * 2, cudaMemcpyHostToDevice));
     constexpr int kTiles = 4096;
     std::vector<uint8_t> tiles(int64_t{kTiles} * tile_bytes_);
@@ -129,10 +138,11 @@ class Data {
                             cudaMemcpyHostToDevice));
     }
   }
-  ~Data() { cudaFree(x_), cudaFree(y_), cudaFree(pool_); }
+  ~Data() { cudaFree(x_), cudaFree(y_), cudaFree(pool_), cudaFree(workspace_); }
 
   const void* x() const { return x_; }
   void* y() const { return y_; }
+  void* workspace() const { return workspace_; }
   // The next `bytes` of the pool, from the start again once 512 MB have gone by.
   const void* NextWeights(int64_t bytes) {
     if (at_ + bytes > kPoolBytes) at_ = 0;
@@ -145,7 +155,7 @@ class Data {
  private:
   int tile_bytes_;
   int64_t at_ = 0;
-  void *x_, *y_, *pool_;
+  void *x_, *y_, *pool_, *workspace_;
 };
 
 // Median time of one replay of what `enqueue` puts on the stream.
@@ -196,8 +206,15 @@ class Bench {
                                   o_.early, stream));
       return;
     }
+    if (o_.tile.tokens > 0) {
+      CHECK_CUDA(
+          LaunchTileGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype},
+                         o_.tile, o_.early, stream));
+      return;
+    }
     const absl::Status done =
-        PackedGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype, o_.early}, device_, stream);
+        PackedGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype, o_.early},
+                   device_, stream);
     if (!done.ok()) std::fprintf(stderr, "gemm: %s\n", done.ToString().c_str()), std::exit(1);
   }
 

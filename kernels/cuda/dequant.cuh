@@ -26,6 +26,7 @@ struct Fragment {
                                  : kBits == 3          ? 8.0f
                                  : kBits == 4 && kHalf ? 16.0f
                                                        : 1.0f;
+  static constexpr uint32_t kExponent = kHalf ? 0 : 0x43004300;  // of 128
   static constexpr float kSymmetricZero = static_cast<float>(1 << (kBits - 1));
 };
 
@@ -46,12 +47,11 @@ __device__ __forceinline__ void LoadWords(uint32_t (&w)[kBits], const uint8_t* h
   }
 }
 
-// A pair whose field, kBits wide, starts at bit kBit of both halves of w.
-template <typename T, int kBits, int kBit>
-__device__ __forceinline__ uint32_t Pair(uint32_t w) {
+// A pair whose field, kBits wide, starts at bit kBit of both halves of w, below `exponent`.
+template <int kBits, int kBit>
+__device__ __forceinline__ uint32_t Pair(uint32_t w, uint32_t exponent) {
   constexpr uint32_t kMask = ((1u << kBits) - 1) << kBit;
-  const uint32_t field = w & (kMask | kMask << 16);
-  return __is_same(T, __half) ? field : field | 0x43004300u;
+  return (w & (kMask | kMask << 16)) | exponent;
 }
 
 // Eight bits do not fit bf16's mantissa beside a leading one: through fp32, (2^23 + q) - (2^23 +
@@ -64,13 +64,17 @@ __device__ __forceinline__ uint32_t BytesToBf16(uint32_t w) {
 }
 
 // The A fragment of 16-column step kStep: a[0] row g, a[1] row g + 8, a[2] and a[3] 8 columns on.
+// exponent: of both halves of a pair, 0 for subnormals; better a kernel's parameter than a
+// constant, since an instruction has no room for two of these.
 template <int kBits, typename T, int kStep>
-__device__ __forceinline__ void Dequantize(uint32_t (&a)[4], const uint32_t (&w)[kBits]) {
+__device__ __forceinline__ void Dequantize(uint32_t (&a)[4], const uint32_t (&w)[kBits],
+                                           uint32_t exponent) {
   if constexpr (kBits == 8) {
     const uint32_t left = w[2 * kStep], right = w[2 * kStep + 1];
     if constexpr (__is_same(T, __half)) {
-      a[0] = left & 0x00ff00ffu, a[1] = __byte_perm(left, 0, 0x4341);
-      a[2] = right & 0x00ff00ffu, a[3] = __byte_perm(right, 0, 0x4341);
+      constexpr uint32_t kOddBytes = 0x7351;  // of the word, each below one of the exponent
+      a[0] = Pair<8, 0>(left, exponent), a[1] = __byte_perm(left, exponent, kOddBytes);
+      a[2] = Pair<8, 0>(right, exponent), a[3] = __byte_perm(right, exponent, kOddBytes);
     } else {
       a[0] = BytesToBf16<0>(left), a[1] = BytesToBf16<1>(left);
       a[2] = BytesToBf16<0>(right), a[3] = BytesToBf16<1>(right);
@@ -79,26 +83,112 @@ __device__ __forceinline__ void Dequantize(uint32_t (&a)[4], const uint32_t (&w)
     const uint32_t word = w[kStep], upper = word >> 8;
     // bf16's mantissa ends at bit 6: row g + 8 has to be shifted down there.
     constexpr bool kInPlace = __is_same(T, __half);
-    a[0] = Pair<T, 4, 0>(word), a[2] = Pair<T, 4, 0>(upper);
-    a[1] = kInPlace ? Pair<T, 4, 4>(word) : Pair<T, 4, 0>(word >> 4);
-    a[3] = kInPlace ? Pair<T, 4, 4>(upper) : Pair<T, 4, 0>(word >> 12);
+    a[0] = Pair<4, 0>(word, exponent), a[2] = Pair<4, 0>(upper, exponent);
+    a[1] = kInPlace ? Pair<4, 4>(word, exponent) : Pair<4, 0>(word >> 4, exponent);
+    a[3] = kInPlace ? Pair<4, 4>(upper, exponent) : Pair<4, 0>(word >> 12, exponent);
   } else if constexpr (kBits == 2) {
     const uint32_t word = kStep % 2 == 0 ? w[kStep / 2] : w[kStep / 2] >> 8;
     const uint32_t upper = w[kStep / 2] >> (kStep % 2 == 0 ? 4 : 12);
-    a[0] = Pair<T, 2, 0>(word), a[1] = Pair<T, 2, 2>(word);
-    a[2] = Pair<T, 2, 0>(upper), a[3] = Pair<T, 2, 2>(upper);
+    a[0] = Pair<2, 0>(word, exponent), a[1] = Pair<2, 2>(word, exponent);
+    a[2] = Pair<2, 0>(upper, exponent), a[3] = Pair<2, 2>(upper, exponent);
   } else if constexpr (kStep < 3) {
     const uint32_t upper = w[kStep] >> 6;
-    a[0] = Pair<T, 3, 0>(w[kStep]), a[1] = Pair<T, 3, 3>(w[kStep]);
-    a[2] = Pair<T, 3, 0>(upper), a[3] = Pair<T, 3, 3>(upper);
+    a[0] = Pair<3, 0>(w[kStep], exponent), a[1] = Pair<3, 3>(w[kStep], exponent);
+    a[2] = Pair<3, 0>(upper, exponent), a[3] = Pair<3, 3>(upper, exponent);
   } else {
     const uint32_t top0 =
         w[0] >> 12;  // bits 12..14 are a pair, bit 15 is bit 0 of the scattered one
     const uint32_t scattered =
         (top0 & 0x00080008u) | ((w[1] >> 11) & 0x00100010u) | ((w[2] >> 10) & 0x00200020u);
-    a[0] = Pair<T, 3, 0>(top0), a[1] = Pair<T, 3, 3>(w[2] >> 9);
-    a[2] = Pair<T, 3, 0>(w[1] >> 12), a[3] = Pair<T, 3, 3>(scattered);
+    a[0] = Pair<3, 0>(top0, exponent), a[1] = Pair<3, 3>(w[2] >> 9, exponent);
+    a[2] = Pair<3, 0>(w[1] >> 12, exponent), a[3] = Pair<3, 3>(scattered, exponent);
   }
 }
+
+// --- the same weights scaled, for products that keep one accumulator over all groups
+
+template <typename T>
+struct PairOf {
+  using Type = __half2;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+};
+
+// One row of a group: what turns a pair of a fragment, kBias + kRow * code, into
+// scale * (code - zero).
+template <typename T, int kRow, int kBias>
+struct RowScale {
+  using Pair = typename PairOf<T>::Type;
+  Pair offset, scale, rest;  // scale + rest: bf16 has too few bits for a scale of fp16
+
+  // -(kBias / kRow + zero), exact in T.
+  __device__ __forceinline__ void SetZero(uint32_t zero) {
+    if constexpr (__is_same(T, __half)) {
+      // A power of two plus an integer: the bits of both, side by side.
+      constexpr int kShift = kRow == 16 ? 4 : kRow == 8 ? 3 : kRow == 4 ? 2 : 0;
+      const uint32_t bits = (0xe400 - (kShift << 10)) + (zero << kShift), twice = bits * 0x10001;
+      __builtin_memcpy(&offset, &twice, 4);
+    } else {
+      offset = __float2bfloat162_rn(static_cast<float>(-(kBias / kRow) - static_cast<int>(zero)));
+    }
+  }
+  __device__ __forceinline__ void SetScale(__half s) {
+    if constexpr (__is_same(T, __half)) {
+      scale = __half2half2(s);
+    } else {
+      const float exact = __half2float(s);
+      const __nv_bfloat16 upper = __float2bfloat16_rn(exact);
+      scale = __bfloat162bfloat162(upper);
+      rest = __float2bfloat162_rn(exact - __bfloat162float(upper));
+    }
+  }
+  // code - zero is exact; the product is rounded once (bf16: nearly always as if once).
+  __device__ __forceinline__ uint32_t Apply(uint32_t bits) const {
+    Pair v;
+    __builtin_memcpy(&v, &bits, 4);
+    if constexpr (kRow == 1) {
+      v = __hadd2(v, offset);
+    } else if constexpr (__is_same(T, __half)) {
+      v = __hfma2(v, __float2half2_rn(1.0f / kRow), offset);
+    } else {
+      v = __hfma2(v, __float2bfloat162_rn(1.0f / kRow), offset);
+    }
+    if constexpr (__is_same(T, __half)) {
+      v = __hmul2(v, scale);
+    } else {
+      v = __hfma2(v, scale, __hmul2(v, rest));
+    }
+    __builtin_memcpy(&bits, &v, 4);
+    return bits;
+  }
+};
+
+// The two rows of a lane.
+template <int kBits, typename T>
+struct GroupScale {
+  using F = Fragment<kBits, T>;
+  // fp16 fragments get the exponent of 1024, whose last mantissa bit is worth one.
+  static constexpr int kBias = F::kHalf ? 1024 : static_cast<int>(F::kBias);
+  static constexpr uint32_t kExponent = F::kHalf ? 0x64006400 : F::kExponent;
+  RowScale<T, 1, kBias> row;
+  RowScale<T, static_cast<int>(F::kRow8), kBias> row8;
+
+  __device__ __forceinline__ void SetScales(__half2 scales) {
+    row.SetScale(__low2half(scales)), row8.SetScale(__high2half(scales));
+  }
+  __device__ __forceinline__ void SetZeros(uint32_t zero, uint32_t zero8) {
+    row.SetZero(zero), row8.SetZero(zero8);
+  }
+  // The A fragment of step kStep: the weights themselves, rounded to T. `exponent`: kExponent.
+  template <int kStep>
+  __device__ __forceinline__ void Dequantized(uint32_t (&a)[4], const uint32_t (&w)[kBits],
+                                              uint32_t exponent) const {
+    Dequantize<kBits, T, kStep>(a, w, exponent);
+    a[0] = row.Apply(a[0]), a[1] = row8.Apply(a[1]);
+    a[2] = row.Apply(a[2]), a[3] = row8.Apply(a[3]);
+  }
+};
 
 }  // namespace babai::cuda

@@ -6,9 +6,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/stream_gemm.h"
+#include "kernels/cuda/tile_gemm.h"
 
 namespace babai::cuda {
 namespace {
+
+// Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
+constexpr int kStreamBestTokens = 2;
 
 absl::Status FromCuda(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -31,25 +35,16 @@ absl::Status Check(const PackedGemmArgs& a) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
-  DeviceLimits limits;
-  int shared = 0;
-  for (const auto& [attribute, value] : {std::pair{cudaDevAttrMultiProcessorCount, &limits.sms},
-                                         {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared},
-                                         {cudaDevAttrComputeCapabilityMajor, &limits.major}}) {
-    const absl::Status got =
-        FromCuda(cudaDeviceGetAttribute(value, attribute, device), "cudaDeviceGetAttribute");
-    if (!got.ok()) return got;
-  }
-  limits.shared_bytes = shared;
-  return limits;
+absl::Status Tiled(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
+  const TileGemmPlan plan = PlanTileGemm(args.shape, args.m, device.sms, device.shared_bytes);
+  return FromCuda(
+      LaunchTileGemm({args.x, args.weights, args.y, args.workspace, args.shape, args.m, args.dtype},
+                     plan, args.early_start, stream),
+      "PackedGemm");
 }
 
-absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
-                        cudaStream_t stream) {
-  if (absl::Status checked = Check(args); !checked.ok()) return checked;
+// Eight tokens at a time.
+absl::Status Streamed(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
   constexpr int64_t kElement = 2;  // bytes, fp16 and bf16 alike
   for (int done = 0, m = 0; done < args.m; done += m) {
     m = std::min(kStreamMaxTokens, args.m - done);
@@ -73,6 +68,33 @@ absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
     if (!launched.ok()) return launched;
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
+  DeviceLimits limits;
+  int shared = 0;
+  for (const auto& [attribute, value] : {std::pair{cudaDevAttrMultiProcessorCount, &limits.sms},
+                                         {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared},
+                                         {cudaDevAttrComputeCapabilityMajor, &limits.major}}) {
+    const absl::Status got =
+        FromCuda(cudaDeviceGetAttribute(value, attribute, device), "cudaDeviceGetAttribute");
+    if (!got.ok()) return got;
+  }
+  limits.shared_bytes = shared;
+  return limits;
+}
+
+int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
+  return TileGemmWorkspaceBytes(device.sms);
+}
+
+absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
+                        cudaStream_t stream) {
+  if (absl::Status checked = Check(args); !checked.ok()) return checked;
+  if (device.major == 9 && args.m > kStreamBestTokens) return Tiled(args, device, stream);
+  return Streamed(args, device, stream);
 }
 
 }  // namespace babai::cuda

@@ -1,11 +1,13 @@
 // y = x * W^T with packed weights of 2, 3, 4 or 8 bits, for any m: the one door to the kernels
 // below.
 //
-//   regime    m <= 8: stream_gemm.h; above, eight tokens at a time, each reading W again
-//   roof      PackedShape::bytes() over memory bandwidth
+//   regime    m <= 2: stream_gemm.h; above, tile_gemm.h on Hopper, elsewhere the former on eight
+//             tokens at a time
+//   roof      PackedShape::bytes() over memory bandwidth; 2 m n k over the tensor cores' rate
 //   limits    k a multiple of 32; groups of 32, 64, 128 or a row; fp16 or bf16 x and y; sm_80 or
-//   newer numerics  see the kernels; deterministic for a device, shape and m measured
-//   docs/perf/cuda_gemm.md, by bench/gemm
+//             newer
+//   numerics  see the kernels; deterministic for a device, shape and m
+//   measured  docs/perf/cuda_gemm.md, by bench/gemm
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -25,10 +27,14 @@ struct DeviceLimits {
 // Internal: no such device, or the driver failed.
 absl::StatusOr<DeviceLimits> GetDeviceLimits(int device);
 
+// A buffer that PackedGemm() needs for each stream: filled with bytes 0xff once, then left alone.
+int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device);
+
 struct PackedGemmArgs {  // device pointers, owned by the caller
   const void* x;         // [m, k] of dtype, row-major, 16-byte aligned
   const void* weights;   // RepackForGpu()'s bytes, 128-byte aligned
   void* y;               // [m, n] of dtype, row-major; overwritten
+  void* workspace;       // PackedGemmWorkspaceBytes(), 128-byte aligned
   PackedShape shape;
   int m;
   Dtype dtype;

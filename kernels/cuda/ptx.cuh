@@ -13,6 +13,15 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+template <typename T>
+__device__ __forceinline__ T FromFloat(float v) {
+  if constexpr (__is_same(T, __half)) {
+    return __float2half_rn(v);
+  } else {
+    return __float2bfloat16_rn(v);
+  }
+}
+
 // --- mbarrier: a counter of arrivals and of bytes in shared memory, flipping a phase bit at zero.
 
 __device__ __forceinline__ void BarrierInit(uint32_t bar, uint32_t arrivals) {

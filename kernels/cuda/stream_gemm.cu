@@ -34,6 +34,7 @@ StreamGemmParams MakeParams(const PackedShape& s, int m, const StreamGemmPlan& p
     p.over_k_units[i] =
         static_cast<uint32_t>(CeilDiv(int64_t{1} << 32, std::max(1, p.k_units.each + i)));
   p.record_bytes = s.record_bytes(), p.strip_bytes = s.strip_bytes();
+  p.exponent = Fragment<4, __nv_bfloat16>::kExponent;
   p.row_meta_offset = s.row_meta_offset();
   p.row_zeros_offset = p.row_meta_offset + int64_t{s.strips()} * kStripRows * 2;
   // The largest share of k and of the strips that a block may get.

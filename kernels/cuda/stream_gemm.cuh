@@ -1,7 +1,7 @@
 // The kernel of stream_gemm.h.
 #pragma once
 
-#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/record_mma.cuh"
 #include "kernels/cuda/stream_gemm.h"
 
 namespace babai::cuda {
@@ -38,17 +38,9 @@ struct StreamGemmParams {
   uint32_t over_k_units[2];  // 2^32 over (k_units.each, k_units.each + 1), rounded up
   int record_bytes;
   int64_t strip_bytes, row_meta_offset, row_zeros_offset;
+  uint32_t exponent;               // of bf16 fragments: dequant.cuh says why it is not a constant
   int ring, x_rows, slots, inbox;  // offsets in shared memory
 };
-
-template <typename T>
-__device__ __forceinline__ T FromFloat(float v) {
-  if constexpr (__is_same(T, __half)) {
-    return __float2half_rn(v);
-  } else {
-    return __float2bfloat16_rn(v);
-  }
-}
 
 // This block's columns of x: zeros behind the last one now, the rest when the preceding kernel is
 // done. Every warp writes the zeros, so that none has to wait for another's.
@@ -109,117 +101,32 @@ struct Cursor {
   }
 };
 
-// One lane's sums over k: rows g and g + 8 of each tile of a strip, tokens 2t and 2t + 1; and in
-// `x` the plain sums of x, which the zero points multiply (see dequant.cuh).
-struct LaneSums {
-  float tile[kStripTiles][4];
-  float x[4];
-};
-
-__device__ __forceinline__ void Clear(LaneSums& s) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) s.tile[0][j] = s.tile[1][j] = s.x[j] = 0;
-}
-
-// total += scale * (sums - zero * sum of x), for one tile and group.
-template <int kBits, typename T>
-__device__ __forceinline__ void AddScaled(float (&total)[4], const float (&sum)[4],
-                                          const float (&x)[4], const __half2 scales, float zero,
-                                          float zero8) {
-  using F = Fragment<kBits, T>;
-  const float2 s = __half22float2(scales);
-  const float z = -F::kUnit * (F::kBias + zero), z8 = -F::kUnit * (F::kBias + F::kRow8 * zero8);
-  total[0] = fmaf(s.x, fmaf(z, x[0], sum[0]), total[0]);
-  total[1] = fmaf(s.x, fmaf(z, x[1], sum[1]), total[1]);
-  total[2] = fmaf(s.y, fmaf(z8, x[0], sum[2]), total[2]);
-  total[3] = fmaf(s.y, fmaf(z8, x[1], sum[3]), total[3]);
-}
-
-// Two neighbours of a tile's scales or zeros: rows g and g + 8.
-__device__ __forceinline__ __half2 ScalesAt(const uint8_t* scales, int g) {
-  return *reinterpret_cast<const __half2*>(scales + 4 * g);
-}
-template <int kBits, typename T, bool kAsymmetric>
-__device__ __forceinline__ float2 ZerosAt(const uint8_t* zeros, int g) {
-  constexpr float kSymmetric = Fragment<kBits, T>::kSymmetricZero;
-  if constexpr (!kAsymmetric) return make_float2(kSymmetric, kSymmetric);
-  const uchar2 z = *reinterpret_cast<const uchar2*>(zeros + 2 * g);
-  return make_float2(z.x, z.y);
-}
-
-// Works through one record: 32 rows, 128 columns. With groups, `run` holds the sums of the current
-// group and `total` takes them scaled; with a group a row, `run` collects the whole run of units.
-template <int kBits, typename T, int kGroup, bool kAsymmetric>
-__device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes, uint32_t x_lane,
-                                          int lane, LaneSums& run, float (&total)[kStripTiles][4]) {
-  constexpr int kStepsPerGroup = (kGroup == 0 ? kTileCols : kGroup) / kStepCols;
-  constexpr int kCodeBytes = kTileRows * kTileCols * kBits / 8;
-  constexpr int kGroups = kGroup == 0 ? 0 : kTileCols / kGroup;
-  // The sums of x too come from the tensor cores, which have time to spare: ones for weights.
-  constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
-  constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint32_t w[kStripTiles][kBits], b[2][4];
-#pragma unroll
-    for (int i = 0; i < kStripTiles; ++i)
-      LoadWords<kBits>(w[i], record + i * tile_bytes + half * kCodeBytes / 2, lane);
-    LoadMatrix4(b[0], x_lane + half * kHalfCols * 2);
-    LoadMatrix4(b[1], x_lane + half * kHalfCols * 2 + 64);
-#pragma unroll
-    for (int step = 0; step < kStepsPerHalf; ++step) {
-      const int at = half * kStepsPerHalf + step, group = at / kStepsPerGroup;
-      const uint32_t b0 = b[step / 2][step % 2 * 2], b1 = b[step / 2][step % 2 * 2 + 1];
-      if (kGroup != 0 && at % kStepsPerGroup == 0) Clear(run);
-#pragma unroll
-      for (int i = 0; i < kStripTiles; ++i) {
-        uint32_t a[4];
-        if (step == 0) Dequantize<kBits, T, 0>(a, w[i]);
-        if (step == 1) Dequantize<kBits, T, 1>(a, w[i]);
-        if (step == 2) Dequantize<kBits, T, 2>(a, w[i]);
-        if (step == 3) Dequantize<kBits, T, 3>(a, w[i]);
-        Mma<T>(run.tile[i], a, b0, b1);
-      }
-      Mma<T>(run.x, ones, b0, b1);
-      if (kGroup != 0 && at % kStepsPerGroup == kStepsPerGroup - 1) {
-#pragma unroll
-        for (int i = 0; i < kStripTiles; ++i) {
-          const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
-          const float2 z =
-              ZerosAt<kBits, T, kAsymmetric>(meta + kGroups * 32 + group * 16, lane / 4);
-          AddScaled<kBits, T>(total[i], run.tile[i], run.x, ScalesAt(meta + group * 32, lane / 4),
-                              z.x, z.y);
-        }
-      }
-    }
-  }
-}
-
 // Puts a warp's sums of one strip into its slot, [token][row], in units of y, and clears them.
 template <int kBits, typename T, int kGroup, bool kAsymmetric>
-__device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip, LaneSums& run,
-                                          float (&total)[kStripTiles][4], float* slot, int lane) {
-  using F = Fragment<kBits, T>;
-  constexpr float kInverse = 1 / F::kUnit, kInverse8 = 1 / (F::kUnit * F::kRow8);
+__device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
+                                          float (&run)[kStripTiles][1][4], float (&x)[1][4],
+                                          float (&total)[kStripTiles][1][4], float* slot,
+                                          int lane) {
+  using Unit = TotalUnit<kBits, T>;
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < kStripTiles; ++i) {
+    float(&sums)[4] = total[i][0];
     if constexpr (kGroup == 0) {
-      const int row_tile = strip * kStripTiles + i;
-      const uint8_t* scales = p.weights + p.row_meta_offset;
-      const uint8_t* zeros = p.weights + p.row_zeros_offset;
-      const float2 z = ZerosAt<kBits, T, kAsymmetric>(zeros + row_tile * kTileRows, g);
-      AddScaled<kBits, T>(total[i], run.tile[i], run.x,
-                          ScalesAt(scales + row_tile * kTileRows * 2, g), z.x, z.y);
+      const int64_t row_tile = strip * kStripTiles + i;
+      AddScaled<kBits, T>(total[i], run[i], x,
+                          {p.weights + p.row_meta_offset + row_tile * kTileRows * 2,
+                           p.weights + p.row_zeros_offset + row_tile * kTileRows},
+                          kAsymmetric, lane);
     }
     float* at = slot + 2 * t * kSlotColumn + i * kTileRows + g;
-    if (2 * t < p.m) at[0] = total[i][0] * kInverse, at[8] = total[i][2] * kInverse8;
+    if (2 * t < p.m) at[0] = sums[0] * Unit::kRow, at[8] = sums[2] * Unit::kRow8;
     if (2 * t + 1 < p.m)
-      at[kSlotColumn] = total[i][1] * kInverse, at[kSlotColumn + 8] = total[i][3] * kInverse8;
+      at[kSlotColumn] = sums[1] * Unit::kRow, at[kSlotColumn + 8] = sums[3] * Unit::kRow8;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) total[i][j] = 0;
+    for (int j = 0; j < 4; ++j) sums[j] = 0;
   }
-  if (kGroup == 0) Clear(run);
+  if (kGroup == 0) Clear(run[0]), Clear(run[1]), Clear(x);
 }
 
 // Two blocks' registers fit an SM, so that the next kernel's can be there beside this one's.
@@ -285,9 +192,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   float* const slots = reinterpret_cast<float*>(smem + p.slots);
   const int slot_floats = kSlotColumn * p.m;
   const uint32_t x_lane = SharedAddress(x.rows) + min(lane % 8, p.m - 1) * x.stride + lane / 8 * 16;
-  LaneSums run;
-  Clear(run);
-  float total[kStripTiles][4] = {};
+  float run[kStripTiles][1][4] = {}, total[kStripTiles][1][4] = {}, x_sums[1][4] = {};
   BarrierWait(x_bar, 0);
 #pragma unroll 1
   while (work.unit < end) {
@@ -296,9 +201,15 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     const uint8_t* unit = smem + ring + work.stage * stage_bytes;
 #pragma unroll 1
     for (int i = 0; i < tiles; ++i) {
-      AddRecord<kBits, T, kGroup, kAsymmetric>(
-          unit + i * p.record_bytes, p.record_bytes / kStripTiles,
-          x_lane + (work.tile + i) * kTileCols * 2, lane, run, total);
+      const uint32_t x_tile = x_lane + (work.tile + i) * kTileCols * 2;
+      const auto load_x = [&](int half, int, uint32_t(&b)[2][4]) {
+        LoadMatrix4(b[0], x_tile + half * kHalfCols * 2);
+        LoadMatrix4(b[1], x_tile + half * kHalfCols * 2 + 64);
+      };
+      const uint8_t* record = unit + i * p.record_bytes;
+      const auto tile_at = [&](int tile) { return record + tile * (p.record_bytes / kStripTiles); };
+      AddTiles<kBits, T, kGroup>(tile_at, load_x, kAsymmetric, p.exponent, lane, run, x_sums,
+                                 total);
     }
     __syncwarp();  // every lane has its words in registers: the stage may be overwritten
     if (copy.unit < end) copy_next();
@@ -307,7 +218,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     if (work.strip != strip || work.unit == end) {
       // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1, and
       // warp + strip numbers them.
-      StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, total,
+      StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, x_sums, total,
                                                slots + (warp + strip) * slot_floats, lane);
     }
   }

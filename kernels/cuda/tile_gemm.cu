@@ -1,0 +1,167 @@
+#include <algorithm>
+
+#include "kernels/cuda/stream_gemm.h"
+#include "kernels/cuda/tile_gemm.cuh"
+
+namespace babai::cuda {
+
+extern template cudaError_t LaunchTileGemmBits<2>(const TileGemmParams&, const CUtensorMap&,
+                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchTileGemmBits<3>(const TileGemmParams&, const CUtensorMap&,
+                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchTileGemmBits<4>(const TileGemmParams&, const CUtensorMap&,
+                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchTileGemmBits<8>(const TileGemmParams&, const CUtensorMap&,
+                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
+
+namespace {
+
+constexpr int kMailOffset = 1024;  // barriers before it
+// Behind the mail of RecordWorker::Swap(); operand B wants multiples of 1024.
+int RingOffset(int tokens) {
+  return kMailOffset + (tokens <= kTileRecordTokens ? 128 * tokens * 4 * 2 : 0);
+}
+constexpr int kLeastTileStages = 2, kMaxTileStages = 48;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t AlignUp(int64_t v, int64_t to) { return CeilDiv(v, to) * to; }
+
+int64_t WeightsOfStage(const PackedShape& s, const TileGemmPlan& plan) {
+  return AlignUp(int64_t{plan.rows} / kStripRows * plan.unit_tiles * s.record_bytes(), 1024);
+}
+int64_t StageBytes(const PackedShape& s, const TileGemmPlan& plan) {
+  return WeightsOfStage(s, plan) + int64_t{plan.unit_tiles} * plan.tokens * kTileCols * 2;
+}
+
+TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
+  const PackedShape& s = a.shape;
+  TileGemmParams p{};
+  p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y;
+  p.workspace = static_cast<uint32_t*>(a.workspace);
+  p.m = a.m, p.n = s.n;
+  p.token_tiles = static_cast<int>(CeilDiv(a.m, plan.tokens));
+  p.strips = s.strips(), p.k_tiles = s.k_tiles();
+  p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
+  p.units = static_cast<int>(CeilDiv(p.k_tiles, plan.unit_tiles));
+  const int64_t work = CeilDiv(s.n, plan.rows) * p.token_tiles * p.units;
+  p.share = static_cast<int>(work / plan.blocks), p.extra = static_cast<int>(work % plan.blocks);
+  p.exponent = plan.tokens <= kTileRecordTokens ? Fragment<4, __nv_bfloat16>::kExponent
+               : a.dtype == Dtype::kFp16        ? GroupScale<4, __half>::kExponent
+                                                : GroupScale<4, __nv_bfloat16>::kExponent;
+  p.reload = s.groups_per_tile(), p.asymmetric = s.asymmetric;
+  while (s.group > kStepCols << p.group_shift) ++p.group_shift;
+  p.zeros_offset = s.groups_per_tile() * kTileRows * 2;
+  p.record_bytes = s.record_bytes(), p.tile_bytes = s.tile_bytes();
+  p.strip_bytes = s.strip_bytes();
+  p.row_scales = s.row_meta_offset();
+  p.row_zeros = p.row_scales + int64_t{s.strips()} * kStripRows * 2;
+  p.stage_bytes = static_cast<int>(StageBytes(s, plan));
+  p.x_offset = static_cast<int>(WeightsOfStage(s, plan)), p.ring = RingOffset(plan.tokens),
+  p.mail = kMailOffset;
+  return p;
+}
+
+// The driver's cuTensorMapEncodeTiled, found through the runtime so that nothing links libcuda.
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+EncodeTiled FindEncodeTiled() {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                       &found) != cudaSuccess ||
+      found != cudaDriverEntryPointSuccess) {
+    return nullptr;
+  }
+  return reinterpret_cast<EncodeTiled>(entry);
+}
+
+// x in boxes of 64 columns by a tile's tokens.
+cudaError_t MakeXMap(const TileGemmArgs& a, int tokens, CUtensorMap* map) {
+  static const EncodeTiled encode = FindEncodeTiled();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t size[] = {static_cast<cuuint64_t>(a.shape.k), static_cast<cuuint64_t>(a.m)};
+  const cuuint64_t stride[] = {static_cast<cuuint64_t>(a.shape.k) * 2};
+  const cuuint32_t box[] = {kXBoxCols, static_cast<cuuint32_t>(tokens)}, step[] = {1, 1};
+  const CUresult made = encode(
+      map,
+      a.dtype == Dtype::kFp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      2, const_cast<void*>(a.x), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return made == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan) {
+  return RingOffset(plan.tokens) + plan.stages * StageBytes(shape, plan);
+}
+
+TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes) {
+  TileGemmPlan plan;
+  plan.blocks = sms;
+  plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64, plan.rows = 128;
+  // The larger a tile, the less is read and made twice; but blocks that share one have to add up.
+  // About two blocks a tile is where it turns (docs/perf/cuda_gemm.md).
+  const auto enough = [&](int tokens) {
+    return CeilDiv(shape.n, 256) * CeilDiv(m, tokens) * 9 >= int64_t{sms} * 4;
+  };
+  if (m > 64 && enough(128)) {
+    plan.tokens = 128, plan.rows = 256;
+  } else if (m > 32 && enough(64)) {
+    plan.rows = 256;
+  }
+  // Few tokens leave room for the next kernel's blocks, if their units, about 4 KB of each strip
+  // and a k tile for each part of the warps, fit there.
+  const int parts = plan.tokens <= 8 ? 4 : plan.tokens <= 16 ? 2 : 1;
+  int64_t room = 0;
+  const auto fits = [&](int stages) {
+    plan.stages = stages;
+    return TileGemmSharedBytes(shape, plan) <= room;
+  };
+  for (const int64_t allowed : {HalfOfShared(shared_bytes), shared_bytes}) {
+    if (plan.tokens > 32 && allowed != shared_bytes) continue;
+    room = allowed;
+    plan.unit_tiles = plan.tokens == 128 ? 1 : plan.tokens == 64 ? 2 : 4;
+    while (plan.unit_tiles > parts && !fits(kLeastTileStages)) plan.unit_tiles /= 2;
+    if (fits(kLeastTileStages)) break;
+  }
+  plan.shared_bytes = static_cast<int>(room);
+  int stages = kLeastTileStages;
+  while (stages < kMaxTileStages && fits(stages + 1)) ++stages;
+  plan.stages = stages;
+  return plan;
+}
+
+cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, bool early_start,
+                           cudaStream_t stream) {
+  const TileGemmParams p = MakeParams(args, plan);
+  CUtensorMap x_map;
+  if (const cudaError_t made = MakeXMap(args, plan.tokens, &x_map); made != cudaSuccess)
+    return made;
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(plan.blocks);
+  config.dynamicSmemBytes =
+      std::max<int64_t>(TileGemmSharedBytes(args.shape, plan), plan.shared_bytes);
+  config.stream = stream;
+  if (early_start) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
+  }
+  const TileGemmFormat format{plan.tokens, plan.rows, args.shape.group, args.dtype};
+  switch (args.shape.bits) {
+    case 2:
+      return LaunchTileGemmBits<2>(p, x_map, format, config);
+    case 3:
+      return LaunchTileGemmBits<3>(p, x_map, format, config);
+    case 4:
+      return LaunchTileGemmBits<4>(p, x_map, format, config);
+    case 8:
+      return LaunchTileGemmBits<8>(p, x_map, format, config);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace babai::cuda

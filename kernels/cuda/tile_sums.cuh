@@ -1,0 +1,113 @@
+// What tile_gemm.h's multiplying warps do with their sums: store them, or share a tile with other
+// blocks through the workspace.
+#pragma once
+
+#include "kernels/cuda/tile_params.cuh"
+
+namespace babai::cuda {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// A warp's sums of a tile: 16 rows of each of kRowTiles m64 blocks, in the order of the
+// accumulators of m16n8k16: for each eight tokens row g of tokens 2t and 2t + 1, then row g + 8.
+template <typename T, typename Shape>
+struct TileSums {
+  static constexpr int kTokens = Shape::kTokens;
+  static constexpr int kEights = Shape::kEights, kSums = Shape::kSums;
+
+  const TileGemmParams& p;
+  int warp, lane;  // warp: of the multiplying ones
+  float sums[kSums];
+
+  // Of a matrix's 16-row tiles, this warp's.
+  __device__ __forceinline__ int Tile16(int tile) const {
+    int within = warp;
+    if (kTokens <= kTileRecordTokens) {  // RecordWorker: rows in the low bits, then its parts
+      constexpr int kTiles = Shape::kRecordTiles, kRowParts = 8 / kTiles;
+      const int part = warp / kRowParts;
+      within = warp % kRowParts * kTiles + (kTiles == 4 ? part % 2 * 2 + part / 2 : part);
+    }
+    return RowTile(tile) * (Shape::kRows / kTileRows) + within;
+  }
+  // A block's tile may reach past the matrix, whose 16-row tiles end with its last strip.
+  __device__ __forceinline__ int InMatrix(int tile16) const {
+    return min(tile16, p.strips * kStripTiles - 1);
+  }
+  __device__ __forceinline__ int RowTile(int tile) const {
+    return p.token_tiles == 1 ? tile : tile / p.token_tiles;
+  }
+
+  // y of eight tokens: four sums of a lane.
+  __device__ __forceinline__ void StoreEight(int tile, int eight, const float (&v)[4]) const {
+    const int token = (tile - RowTile(tile) * p.token_tiles) * kTokens + eight * 8 + lane % 4 * 2;
+    const int row = Tile16(tile) * kTileRows + lane / 4;
+    T* y = static_cast<T*>(p.y) + row;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int down = j / 2 * 8;
+      if (token + j % 2 < p.m && row + down < p.n)
+        y[int64_t{token + j % 2} * p.n + down] = FromFloat<T>(v[j]);
+    }
+  }
+  __device__ __forceinline__ void Store(int tile) const {
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+      const float v[4] = {sums[e * 4], sums[e * 4 + 1], sums[e * 4 + 2], sums[e * 4 + 3]};
+      StoreEight(tile, e, v);
+    }
+  }
+
+  // A block's sums of a tile in the workspace: for each eight tokens, the threads side by side.
+  __device__ __forceinline__ uint32_t* Partial(int block) const {
+    return p.workspace + int64_t{block} * Shape::kRows * kTokens + threadIdx.x * 4;
+  }
+  static constexpr int kNextEight = Shape::kMultipliers * 4;  // words
+  __device__ __forceinline__ void StorePartial() const {
+    uint32_t* to = Partial(blockIdx.x);
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+      asm volatile(
+          "st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + e * kNextEight),
+          "f"(sums[e * 4]), "f"(sums[e * 4 + 1]), "f"(sums[e * 4 + 2]), "f"(sums[e * 4 + 3])
+          : "memory");
+    }
+  }
+  // A word that is all ones has not been written yet: arithmetic makes no such NaN. Once read, it
+  // is put back for the next launch.
+  __device__ __forceinline__ void AddPartial(int block) {
+    constexpr uint32_t kUnwritten = 0xffffffff;
+    constexpr int kAtOnce = kEights < 8 ? kEights : 8;  // loads under way
+    uint32_t* from = Partial(block);
+#pragma unroll
+    for (int e0 = 0; e0 < kEights; e0 += kAtOnce, from += kAtOnce * kNextEight) {
+      uint32_t v[kAtOnce][4];
+      bool missing;
+      do {
+        missing = false;
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+          asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                       : "=r"(v[e][0]), "=r"(v[e][1]), "=r"(v[e][2]), "=r"(v[e][3])
+                       : "l"(from + e * kNextEight)
+                       : "memory");
+        }
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) missing |= v[e][j] == kUnwritten;
+        }
+      } while (missing);
+#pragma unroll
+      for (int e = 0; e < kAtOnce; ++e) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[(e0 + e) * 4 + j] += __uint_as_float(v[e][j]);
+        *reinterpret_cast<uint4*>(from + e * kNextEight) =
+            make_uint4(kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+      }
+    }
+  }
+};
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+}  // namespace babai::cuda
