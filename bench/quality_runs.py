@@ -1,10 +1,11 @@
 """What bench/quality runs: the notation of a run, and the named sets.
 
 A run is PRESET[:key=value[,key=value...]]. Keys are fields of a recipe (docs/methods.md), but for three that say how it is
-calibrated: calibration, samples, length. target_bits=same stands for the linears' bits of the first run of the table.
+calibrated: calibration, samples, length. target_bits=same stands for the bits that the linears of the first run came to.
 """
 import dataclasses
 import json
+import math
 
 CALIBRATION_KEYS = ("calibration", "samples", "length")
 SIZE_KEYS = ("bits", "target_bits", "target_bytes")
@@ -15,6 +16,7 @@ SAME = "same"
 class Run:
     preset: str
     fields: dict
+    anchor: "Run" = None  # whose size target_bits=same means
 
     @property
     def label(self):
@@ -31,12 +33,17 @@ class Run:
     def calibration(self, defaults):
         return {key: self.fields.get(key, defaults[key]) for key in CALIBRATION_KEYS}
 
-    def recipe(self, defaults, first_bits):
-        """The recipe's JSON form; `first_bits` replaces target_bits=same."""
-        fields = {**defaults, **{key: value for key, value in self.fields.items() if key not in CALIBRATION_KEYS}}
-        if fields.get("target_bits") == SAME:
-            fields["target_bits"] = first_bits
-        return {"preset": self.preset, **fields}
+    def sized(self, bits_of):
+        """This run with a number for target_bits=same; `bits_of` tells the bits of a run measured before."""
+        if self.fields.get("target_bits") != SAME:
+            return self
+        if self.anchor is None:
+            raise SystemExit(f"{self.label}: the first run has no other's size to take")
+        return Run(self.preset, {**self.fields, "target_bits": math.ceil(1000 * bits_of(self.anchor)) / 1000})
+
+    def recipe(self, defaults):
+        """The recipe's JSON form."""
+        return {"preset": self.preset, **defaults, **{key: value for key, value in self.fields.items() if key not in CALIBRATION_KEYS}}
 
 
 def parse_fields(text):
@@ -53,16 +60,30 @@ def parse_fields(text):
     return fields
 
 
-def parse_run(text):
-    preset, _, fields = text.partition(":")
-    return Run(preset, parse_fields(fields))
+def parse_runs(texts):
+    """Their anchor is the first of them."""
+    runs = []
+    for text in texts:
+        preset, _, fields = text.partition(":")
+        runs.append(Run(preset, parse_fields(fields), runs[0] if runs else None))
+    return runs
+
+
+def at_size(recipe, size):
+    """A preset at a size: a target where any is met, else codes of as many whole bits, and where whole bits are shared out the same
+    size as babai's."""
+    if not recipe.get("target_bits"):
+        return Run(recipe["preset"], {"bits": int(size)})
+    if "integer" in recipe["grid"]:
+        return Run(recipe["preset"], {"target_bits": size})
+    return Run(recipe["preset"], {"target_bits": SAME}, Run("babai", {"bits": int(size)}))
 
 
 def every_preset(presets, sizes):
-    """Each preset (a list of recipes) at each size: a target for those that take one, else codes of as many whole bits."""
+    """Each preset (a list of recipes) at each size, and best at the size of gptq."""
     quantizing = [recipe for recipe in presets if recipe["solver"] != "dense"]
-    return [parse_run(f"{recipe['preset']}:" + (f"target_bits={size}" if recipe.get("target_bits") else f"bits={int(size)}"))
-            for size in sizes for recipe in quantizing]
+    return [run for size in sizes
+            for run in (*(at_size(recipe, size) for recipe in quantizing), Run("best", {"target_bits": SAME}, Run("gptq", {"bits": int(size)})))]
 
 
 def ablation(bits):
@@ -78,4 +99,4 @@ def ablation(bits):
     rate = [f"rtn:bits={bits}", f"gptq:bits={bits}", *(f"ssqr:bits={bits},outliers={share}" for share in (0.01, 0.02, 0.05)),
             "hptq:target_bits=same,solver=nearest", "hptq:target_bits=same", "hptq:target_bits=same,rate_weight=1",
             "watersic:target_bits=same", "best:target_bits=same"]
-    return [parse_run(text) for text in (base, *(f"{base},{change}" for change in one_stage), *rate)]
+    return parse_runs([base, *(f"{base},{change}" for change in one_stage), *rate])
