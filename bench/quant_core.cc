@@ -101,9 +101,14 @@ void Measure(const Shape& shape, ThreadPool& pool) {
     const auto packed = OrExit(PackedFactor<float>::Make(factor, pool));
     pack.Run([&] { (void)OrExit(PackedFactor<float>::Make(factor, pool)); });
     sweep.Run([&] {
-      (void)OrExit(Solve<float, uint8_t>(Solver::kBabai, w, grid, &packed, pool, nullptr));
+      (void)OrExit(Solve<float>(SolveOptions{}, w, grid, &packed, pool, nullptr));
     });
-    whole.Run([&] { (void)OrExit(QuantizeLinear(w, n, k, &factor, recipe, pool, nullptr)); });
+    LinearProblem problem;
+    problem.w = w;
+    problem.n = n;
+    problem.k = k;
+    problem.factor = &factor;
+    whole.Run([&] { (void)OrExit(QuantizeLinear(problem, recipe, pool, nullptr)); });
   }
   const double size = static_cast<double>(k) * k,
                limit = Gflops(2.0 * tokens * size, gemm.Median());

@@ -39,6 +39,8 @@ const Buckets kLayer = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 const Buckets kJob = {1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 14400, 28800, 86400};
 const Buckets kRelativeError = {0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.075,
                                 0.1,   0.15,  0.2,  0.3,  0.5,  0.75, 1};
+const Buckets kBitsPerWeight = {1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 10};
+const Buckets kClipRatio = {0.0001, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
 
 Family<Histogram>& AddHistogram(prometheus::Registry& registry, const char* name,
                                 const char* help) {
@@ -107,6 +109,12 @@ struct Metrics::State {
       AddHistogram(*registry, "babai_quantize_layer_duration_seconds", "Quantizing one linear");
   Family<Histogram>& layer_error = AddHistogram(*registry, "babai_quantize_layer_relative_error",
                                                 "Relative error of the quantized linears");
+  Family<Histogram>& layer_bits =
+      AddHistogram(*registry, "babai_quantize_layer_bits_per_weight",
+                   "Stored bits a weight of the quantized linears, everything counted");
+  Family<Histogram>& layer_clip =
+      AddHistogram(*registry, "babai_quantize_layer_clip_ratio",
+                   "Share of a linear's weights that wanted a value outside the grid");
   Family<Counter>& layers =
       AddCounter(*registry, "babai_quantize_layers_total", "Linears quantized");
 
@@ -209,6 +217,8 @@ void Metrics::OnJob(const Job& job) {
 void Metrics::OnLinear(const LinearReport& linear, absl::Duration took) {
   state_->layer_time.Add({{"phase", "solve"}}, kLayer).Observe(absl::ToDoubleSeconds(took));
   state_->layer_error.Add({}, kRelativeError).Observe(linear.relative_error);
+  state_->layer_bits.Add({}, kBitsPerWeight).Observe(linear.bits_per_weight);
+  state_->layer_clip.Add({}, kClipRatio).Observe(linear.clip_rate);
   state_->layers.Add({}).Increment();
 }
 

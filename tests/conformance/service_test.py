@@ -75,18 +75,15 @@ class ServiceTest(unittest.TestCase):
                 self.assertEqual(len(self.tokens(model=name)), 16)
 
     def test_a_json_recipe_is_a_recipe(self):
-        q = self.service.quantization
-        request = q.QuantizeRequest(source_uri=self.uri, name="json")
-        request.recipe.json = '{"preset": "babai", "order": "min-pivot", "group_size": 32}'
-        request.recipe.bits = 3
-        operation = self.service.quantization_stub.Quantize(request)
-        metadata = q.QuantizeMetadata()
+        metadata = self.service.quantization.QuantizeMetadata()
+        recipe = '{"preset": "babai", "order": "min-pivot", "group_size": 32}'
+        operation = self.service.quantize(self.uri, "json", preset="", json=recipe, bits=3)
         self.assertTrue(operation.metadata.Unpack(metadata))
+        self.assertEqual(metadata.state, metadata.STATE_READY)
         self.assertEqual(metadata.recipe.order, metadata.recipe.ORDER_MIN_PIVOT)
         self.assertEqual(metadata.recipe.bits, 3)
-        request.recipe.json = '{"ordr": "natural"}'
         with self.assertRaises(grpc.RpcError) as refused:
-            self.service.quantization_stub.Quantize(request)
+            self.service.quantize(self.uri, "typo", preset="", json='{"ordr": "natural"}')
         self.assertEqual(refused.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
 
     def test_watch_streams_progress_until_done(self):

@@ -78,6 +78,8 @@ TEST(MetricsTest, EveryReportedFigureIsOnThePage) {
   metrics.OnCall("GenerationService/Generate", absl::StatusCode::kOk, absl::Seconds(2));
   LinearReport linear;
   linear.relative_error = 0.04;
+  linear.bits_per_weight = 3.25;
+  linear.clip_rate = 0.004;
   metrics.OnLinear(linear, absl::Milliseconds(30));
   const std::string page = metrics.Page();
   for (const char* line :
@@ -94,6 +96,8 @@ TEST(MetricsTest, EveryReportedFigureIsOnThePage) {
         "babai_grpc_requests_total{code=\"OK\",method=\"GenerationService/Generate\"} 1",
         "babai_quantize_layer_duration_seconds_count{phase=\"solve\"} 1",
         "babai_quantize_layer_relative_error_bucket{le=\"0.05\"} 1",
+        "babai_quantize_layer_bits_per_weight_bucket{le=\"3.5\"} 1",
+        "babai_quantize_layer_clip_ratio_bucket{le=\"0.003\"} 0",
         "babai_quantize_jobs{state=\"QUEUED\"} 0"}) {
     EXPECT_THAT(page, HasSubstr(line));
   }
