@@ -13,6 +13,7 @@
 #include "server/quant/scale_fit.h"
 #include "server/quant/solver.h"
 #include "server/quant/step_fit.h"
+#include "server/quant/swept_fit.h"
 #include "server/quant/table_fit.h"
 #include "server/quant/target.h"
 #include "server/reason/reason.h"
@@ -104,6 +105,22 @@ class Quantization {
   absl::StatusOr<QuantizedLinear> SolveUniform();
   absl::StatusOr<QuantizedLinear> SolveTable();
   absl::StatusOr<QuantizedLinear> SolveInteger();
+  // How scales are fitted before any solver runs.
+  ScaleFit AloneFit() const {
+    return recipe_.scale_fit == ScaleFit::kSwept ? ScaleFit::kLossWeighted : recipe_.scale_fit;
+  }
+  // Then by the solver itself, a quick one, where the recipe says so.
+  template <typename Grid>
+  absl::Status Sweep(Grid& grid) const {
+    if (recipe_.scale_fit != ScaleFit::kSwept) return absl::OkStatus();
+    SolveOptions options = Options();
+    if (options.solver == Solver::kKBest) options.solver = Solver::kBabai;
+    options.descent_passes = 0;
+    auto swept = SweepScales(options, w_, grid, factor(), pool_, stop_);
+    if (!swept.ok()) return swept.status();
+    grid = *std::move(swept);
+    return absl::OkStatus();
+  }
   absl::Status RescaleCodes(QuantizedLinear& linear) const;
   absl::StatusOr<QuantizedLinear> Certified(QuantizedLinear linear) const;
 
@@ -175,8 +192,8 @@ void TakeSparse(Solution<Code>& solution, PackedLinear& packed) {
 absl::StatusOr<QuantizedLinear> Quantization::SolveUniform() {
   const auto group = GroupFor(recipe_, p_.k);
   if (!group.ok()) return group.status();
-  ScaleFitOptions fit = {recipe_.bits, recipe_.symmetric, *group, recipe_.scale_fit, {}};
-  if (recipe_.scale_fit == ScaleFit::kLossWeighted) fit.importance = costs_;
+  ScaleFitOptions fit = {recipe_.bits, recipe_.symmetric, *group, AloneFit(), {}};
+  if (fit.fit == ScaleFit::kLossWeighted) fit.importance = costs_;
   std::vector<float> inliers;
   if (!kept_.empty()) {
     inliers.assign(w_.begin(), w_.end());
@@ -192,6 +209,7 @@ absl::StatusOr<QuantizedLinear> Quantization::SolveUniform() {
     *grid = std::move(scaled->grid);
     solution = std::move(scaled->solution);
   } else {
+    if (auto s = Sweep(*grid); !s.ok()) return s;
     auto solved = Solve<float>(Options(), w_, *grid, factor(), pool_, stop_);
     if (!solved.ok()) return solved.status();
     solution = *std::move(solved);
@@ -211,12 +229,13 @@ absl::StatusOr<QuantizedLinear> Quantization::SolveTable() {
   const TableFitOptions fit = {.kind = recipe_.grid,
                                .bits = recipe_.bits,
                                .group = *group,
-                               .fit = recipe_.scale_fit,
+                               .fit = AloneFit(),
                                .intermediate_bits = recipe_.intermediate_bits,
                                .importance = costs_,
                                .kept = kept_.empty() ? nullptr : &kept_};
-  const auto grid = FitTables(w_, p_.n, p_.k, fit, pool_, stop_);
+  auto grid = FitTables(w_, p_.n, p_.k, fit, pool_, stop_);
   if (!grid.ok()) return grid.status();
+  if (auto s = Sweep(*grid); !s.ok()) return s;
   auto solution = Solve<float>(Options(), w_, *grid, factor(), pool_, stop_);
   if (!solution.ok()) return solution.status();
   auto packed = PackTable(solution->codes, grid->scales, grid->table, p_.n, p_.k, grid->group,

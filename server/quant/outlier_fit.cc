@@ -7,29 +7,11 @@
 #include "server/quant/root_search.h"
 #include "server/quant/row_sample.h"
 #include "server/quant/step_fit.h"
+#include "server/quant/swept_fit.h"
 #include "server/reason/reason.h"
 
 namespace babai {
 namespace {
-
-void ScaleBy(double factor, std::vector<uint16_t>& halves) {
-  for (uint16_t& half : halves) {
-    const double value = factor * HalfToFloat(half);
-    half = FloatToHalf(static_cast<float>(std::clamp(value, -65504.0, 65504.0)));
-  }
-}
-
-UniformGrid ScaledBy(double factor, UniformGrid grid) {
-  ScaleBy(factor, grid.scales);
-  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);  // stays positive
-  return grid;
-}
-TableGrid ScaledBy(double factor, TableGrid grid) {
-  ScaleBy(factor, grid.kind == TableKind::kShared ? grid.scales : grid.table);
-  if (grid.kind != TableKind::kShared) return grid;
-  for (uint16_t& scale : grid.scales) scale = std::max<uint16_t>(scale, 1);
-  return grid;
-}
 
 // The parameters of the sampled rows.
 template <typename Grid>

@@ -38,7 +38,8 @@ constexpr Name<GridKind> kGrids[] = {{GridKind::kUniform, "uniform"},
                                      {GridKind::kColumnInteger, "column-integer"}};
 constexpr Name<ScaleFit> kScaleFits[] = {{ScaleFit::kAbsMax, "abs-max"},
                                          {ScaleFit::kMse, "mse"},
-                                         {ScaleFit::kLossWeighted, "loss-weighted"}};
+                                         {ScaleFit::kLossWeighted, "loss-weighted"},
+                                         {ScaleFit::kSwept, "swept"}};
 constexpr Name<Target> kTargets[] = {
     {Target::kNone, "none"}, {Target::kFixed, "fixed"}, {Target::kClosedForm, "closed-form"}};
 constexpr Name<RotationKind> kRotations[] = {{RotationKind::kNone, "none"},
@@ -247,12 +248,14 @@ std::vector<Recipe> MakePresets() {
   Recipe& gptqt = add("gptqt", "babai");
   gptqt.grid = GridKind::kBinaryCoding;
   gptqt.bits = 3;
+  gptqt.scale_fit = ScaleFit::kSwept;  // the paper's "re-explore"
 
   Recipe& coreq = add("coreq", "babai");
   coreq.target = Target::kClosedForm;
   Recipe& k_coreq = add("k-coreq", "coreq");
   k_coreq.solver = Solver::kKBest;
   k_coreq.beam = 8;
+  k_coreq.scale_fit = ScaleFit::kSwept;
 
   Recipe& watersic = add("watersic", "hptq");
   watersic.grid = GridKind::kColumnInteger;
@@ -273,7 +276,10 @@ std::vector<Recipe> MakePresets() {
   Recipe& pot = add("pot", "babai");
   pot.grid = GridKind::kPowerOfTwo;
   pot.bits = 3;
-  add("nf4", "babai").grid = GridKind::kNormalFloat;
+  pot.scale_fit = ScaleFit::kSwept;
+  Recipe& nf4 = add("nf4", "babai");
+  nf4.grid = GridKind::kNormalFloat;
+  nf4.scale_fit = ScaleFit::kSwept;
 
   Recipe& mixed = add("mixed", "babai");
   mixed.allocation = Allocation::kHulls;
@@ -401,7 +407,8 @@ bool Recipe::needs_moments() const {
   return solver == Solver::kBabai || solver == Solver::kKBest ||
          (solver == Solver::kNearest &&
           (grid == GridKind::kKMeans || grid == GridKind::kBinaryCoding ||
-           scale_fit == ScaleFit::kLossWeighted || outlier_rule == OutlierRule::kSensitive));
+           scale_fit == ScaleFit::kLossWeighted || scale_fit == ScaleFit::kSwept ||
+           outlier_rule == OutlierRule::kSensitive));
 }
 
 bool Recipe::needs_original() const { return target != Target::kNone || residual || norm_tweak; }

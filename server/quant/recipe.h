@@ -13,8 +13,8 @@ namespace babai {
 
 enum class Order { kNatural, kActivation, kMinPivot };   // order of columns in the sweep
 enum class Solver { kDense, kNearest, kBabai, kKBest };  // kDense: keep the weights unquantized
-enum class ScaleFit { kAbsMax, kMse, kLossWeighted };    // how a group's scale is found
-enum class DenseType { kSource, kF32, kF16, kBF16 };     // storage of unquantized tensors
+enum class ScaleFit { kAbsMax, kMse, kLossWeighted, kSwept };  // how a group's scale is found
+enum class DenseType { kSource, kF32, kF16, kBF16 };           // storage of unquantized tensors
 
 // The values a weight may take.
 enum class GridKind {

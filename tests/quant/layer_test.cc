@@ -118,6 +118,26 @@ TEST_F(LayerTest, CertifiesEveryPresetInTheModelsBasis) {
   }
 }
 
+// The factor 1 is among those tried, so no row can lose; at few bits nearly every row gains.
+TEST_F(LayerTest, SweptScalesLoseLess) {
+  const Problem p = MakeProblem(64, 192, 600, 24);
+  for (const char* preset : {"babai", "nf4", "gptqt"}) {
+    for (int bits : {2, 3, 4}) {
+      Recipe recipe = *PresetRecipe(preset);
+      recipe.bits = bits;
+      recipe.scale_fit = ScaleFit::kLossWeighted;
+      const Factor factor = *FactorHessian(p.h, recipe.order, recipe.damping);
+      const double alone = Quantize(p, &factor, recipe)->certificate.proxy_loss;
+      recipe.scale_fit = ScaleFit::kSwept;
+      const auto swept = Quantize(p, &factor, recipe);
+      ASSERT_TRUE(swept.ok()) << swept.status();
+      EXPECT_LT(swept->certificate.proxy_loss, (bits == 2 ? 0.95 : 1) * alone) << preset << bits;
+      EXPECT_NEAR(swept->certificate.proxy_loss, DecodedLoss(p, swept->packed, factor.damping),
+                  1e-3 * alone);
+    }
+  }
+}
+
 TEST_F(LayerTest, RescalingNeverLosesAndHelpsAtTwoBits) {
   const Problem p = MakeProblem(64, 128, 400, 22);
   for (const char* preset : {"babai", "pot", "hptq"}) {
