@@ -135,7 +135,7 @@ def rate_gaps(layers):
     head, body = gap_table(layers)
     if not body:
         return ""
-    series = {f"{order}, rotation {rotation}": by_block(rows, "rate_gap_bits") for (order, rotation), rows in gap_groups(layers).items()}
+    series = {words: by_block(rows, "rate_gap_bits") for words, rows in gap_groups(layers).items()}
     return ("<h2>AM/GM rate gap</h2><p>Half the log2 of arithmetic over geometric mean of the pivots: what one step for all columns wastes "
             f"against steps proportional to 1/L<sub>jj</sub>. Mean (least..largest) over the blocks.</p>{html_table(head, body)}"
             f"{chart(series, 'block', 'rate gap, bit', dots=False)}")

@@ -7,7 +7,7 @@ import pathlib
 KEY = ("model", "text", "context", "windows", "calibration", "run")
 MEASURES = ("series", "linear_bits", "total_bits", "bytes", "perplexity", "mean_kl", "kl_p999", "top1", "worst_layer", "worst_error",
             "entropy_bits", "clip_rate", "seconds", "recipe")
-LAYER = ("model", "calibration", "run", "order", "rotation", "layer", "rows", "cols", "bits_per_weight", "relative_error", "proxy_loss",
+LAYER = ("model", "calibration", "run", "order", "rotation", "recipe_damping", "layer", "rows", "cols", "bits_per_weight", "relative_error", "proxy_loss",
          "babai_bound", "clip_rate", "rate_gap_bits", "entropy_bits", "alpha", "outliers")
 
 COLUMNS = (("run", "run", "{}"), ("linear_bits", "linears, bit", "{:.3f}"), ("total_bits", "total, bit", "{:.3f}"),
@@ -65,7 +65,8 @@ class Table:
             return
         recipe = measures.get("recipe") or {}
         for linear in linears:
-            self.layers.add({**here, **linear, "layer": linear["name"], "order": recipe.get("order"), "rotation": recipe.get("rotation")})
+            self.layers.add({**here, **linear, "layer": linear["name"], "order": recipe.get("order"), "rotation": recipe.get("rotation"),
+                             "recipe_damping": recipe.get("damping")})
 
 
 def weighted(linears, name):
@@ -99,12 +100,13 @@ def block_of(layer):
 
 
 def gap_groups(layers):
-    """{(order, rotation): layer rows} of one run each: the gap depends on the metric and the order alone."""
+    """{words: layer rows} of one run for each order, basis of the inputs and damping: the gap depends on no other choice."""
     first = {}
     for row in layers:
         if row["rate_gap_bits"]:
-            first.setdefault((row["order"], row["rotation"]), row["run"])
-    return {pair: [row for row in layers if row["run"] == run] for pair, run in first.items()}
+            basis = "Hadamard, " if row["rotation"] in ("input", "both") else ""
+            first.setdefault(f"{basis}{row['order']}, damping {row['recipe_damping']:g}", row["run"])
+    return {words: [row for row in layers if row["run"] == run] for words, run in first.items()}
 
 
 def gap_table(layers):
@@ -118,4 +120,4 @@ def gap_table(layers):
             gaps = [row["rate_gap_bits"] for row in rows if kind in ("all", kind_of(row["layer"]))]
             cells.append(f"{sum(gaps) / len(gaps):.3f} ({min(gaps):.3f}..{max(gaps):.3f})" if gaps else "")
         body.append([kind, *cells])
-    return ["rate gap, bit", *(f"{order}, rotation {rotation}" for order, rotation in groups)], body if groups else []
+    return ["rate gap, bit", *groups], body if groups else []
