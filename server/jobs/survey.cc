@@ -18,7 +18,10 @@ namespace {
 
 constexpr int64_t kMomentTokens = 8192;
 constexpr int64_t kSampleRows = 128;
-constexpr int64_t kProbeSequences = 2, kProbeLength = 96;
+// Tokens that sensitivities are measured on. Few are noisy, and many of a large model slow: every
+// linear sends them through all blocks behind it.
+constexpr int64_t kProbeLength = 128, kProbeWork = 10'000'000;
+constexpr int64_t kFewestProbes = 4, kMostProbes = 16;
 // Weight noise relative to the weights' rms: as much as 4 bits leave.
 constexpr float kNoise = 0.08f;
 
@@ -46,14 +49,20 @@ std::vector<Site> SitesOf(const ModelConfig& config) {
           {Group::kDown, {"down"}}};
 }
 
+int64_t ProbeSequences(const ModelConfig& config) {
+  const int64_t block = config.hidden * (2 * config.q_rows() + 2 * config.kv_rows() +
+                                         config.intermediate * (config.gated_mlp ? 3 : 2));
+  return std::clamp(kProbeWork / std::max<int64_t>(block, 1), kFewestProbes, kMostProbes);
+}
+
 class Survey {
  public:
   explicit Survey(const SurveyInputs& inputs)
       : in_(inputs),
         config_(inputs.checkpoint.config()),
         stream_(config_, MomentSequences(inputs), in_.pool, in_.stop),
-        probe_(config_, FirstTokens(inputs.sequences, kProbeSequences, kProbeLength), in_.pool,
-               in_.stop) {}
+        probe_(config_, FirstTokens(inputs.sequences, ProbeSequences(config_), kProbeLength),
+               in_.pool, in_.stop) {}
 
   absl::Status Run(absl::FunctionRef<void(double)> progress);
   // Losses become costs by the sensitivities.
@@ -286,7 +295,8 @@ absl::Status Survey::MeasureVariants() {
   if (!head.ok()) return head.status();
   const auto stack = std::make_shared<StackedWeights>(config_.hidden);
   stack->Add(*std::move(head));
-  CalibrationStream original(config_, FirstTokens(in_.sequences, kProbeSequences, kProbeLength),
+  CalibrationStream original(config_,
+                             FirstTokens(in_.sequences, ProbeSequences(config_), kProbeLength),
                              in_.pool, in_.stop);
   original.SetHidden(variants_[0].hidden);
   sensitivities_.assign(names_.size(), 0);
