@@ -374,6 +374,9 @@ absl::Status CheckSolver(const Recipe& r) {
                         "nearest looks at each weight alone: descent_passes, target, "
                         "residual and overflow outliers need babai or k-best");
   }
+  if (r.residual && r.target == Target::kNone)
+    return InvalidField("recipe.residual",
+                        "is a part of the target: give target fixed or closed-form");
   if (!(r.alpha >= 0 && r.alpha <= 2))
     return InvalidField("recipe.alpha", "must be a number from 0 to 2");
   return absl::OkStatus();

@@ -138,6 +138,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadJson{R"({"beam":4})", "recipe.beam"}, BadJson{R"({"beam":17})", "recipe.beam"},
         BadJson{R"({"descent_passes":9})", "recipe.descent_passes"},
         BadJson{R"({"preset":"rtn","target":"closed-form"})", "recipe.solver"},
+        BadJson{R"({"residual":true})", "recipe.residual"},
         BadJson{R"({"alpha":3})", "recipe.alpha"},
         BadJson{R"({"rate_weight":-1})", "recipe.rate_weight"},
         BadJson{R"({"dense_type":"f64"})", "recipe.dense_type"}));
