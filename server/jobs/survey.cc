@@ -263,6 +263,7 @@ absl::StatusOr<RateCurve> Survey::MeasureLinear(const std::vector<float>& w, int
   }
   Recipe recipe = in_.recipe;
   recipe.target = Target::kNone;
+  recipe.residual = false;
   recipe.rescale = Rescale::kNone;
   recipe.solver = Solver::kBabai;
   recipe.beam = 1;
