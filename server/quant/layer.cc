@@ -92,7 +92,7 @@ class Quantization {
     if (!solved.ok()) return solved;
     solved->packed.in = p_.in;
     solved->packed.out = p_.out;
-    if (recipe_.rescale != Rescale::kNone && p_.factor != nullptr) {
+    if (recipe_.rescale != Rescale::kNone) {
       if (auto s = RescaleCodes(*solved); !s.ok()) return s;
     }
     return Certified(*std::move(solved));

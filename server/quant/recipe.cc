@@ -407,14 +407,16 @@ absl::Status ValidateRecipe(const Recipe& r) {
 }
 
 bool Recipe::needs_moments() const {
-  return solver == Solver::kBabai || solver == Solver::kKBest ||
-         (solver == Solver::kNearest &&
-          (grid == GridKind::kKMeans || grid == GridKind::kBinaryCoding ||
-           scale_fit == ScaleFit::kLossWeighted || scale_fit == ScaleFit::kSwept ||
-           outlier_rule == OutlierRule::kSensitive));
+  if (solver == Solver::kDense) return false;
+  return solver != Solver::kNearest || grid == GridKind::kKMeans ||
+         grid == GridKind::kBinaryCoding || scale_fit == ScaleFit::kLossWeighted ||
+         scale_fit == ScaleFit::kSwept || outlier_rule == OutlierRule::kSensitive ||
+         rescale != Rescale::kNone || norm_tweak || allocation == Allocation::kHulls;
 }
 
-bool Recipe::needs_original() const { return target != Target::kNone || residual || norm_tweak; }
+bool Recipe::needs_original() const {
+  return solver != Solver::kDense && (target != Target::kNone || norm_tweak);
+}
 
 absl::StatusOr<int64_t> GroupFor(const Recipe& recipe, int64_t k) {
   if (recipe.group_size == -1) return k;

@@ -86,8 +86,8 @@ struct Recipe {
   int embedding_bits = 8;   // embedding and head together: 16 (dense_type), 8 or 4 (F1, group 32)
   DenseType dense_type = DenseType::kSource;
 
-  // Whether any linear needs its inputs' second moment, and whether the original model's stream has
-  // to be carried beside the quantized one.
+  // Whether the job must see calibration data, for its inputs' second moments or something else,
+  // and whether the original model's stream has to be carried beside the quantized one.
   bool needs_moments() const;
   bool needs_original() const;
   bool codes_integers() const {

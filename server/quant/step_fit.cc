@@ -160,9 +160,9 @@ absl::StatusOr<SteppedSolution> SearchRows(StepSolver& solver, const Rows& rows,
 absl::Status CheckTarget(double bits, int64_t rows, int64_t cols) {
   const double scales = 16.0 * static_cast<double>(rows + cols) / static_cast<double>(rows * cols);
   if (bits > scales && bits <= 16) return absl::OkStatus();
-  return InvalidField(
-      "target_bits", absl::StrCat("must be above ", scales, ", which the scales of a ", rows, " x ",
-                                  cols, " matrix take, and at most 16"));
+  return InvalidField("recipe.target_bits",
+                      absl::StrCat("must be above ", scales, ", which the scales of a ", rows,
+                                   " x ", cols, " matrix take, and at most 16"));
 }
 
 }  // namespace

@@ -220,6 +220,29 @@ TEST_F(QuantizeJobTest, APackedModelOfTheSizeAskedFor) {
   EXPECT_EQ(FieldOf(Run(spec).status()), "recipe.target_bytes");
 }
 
+// Rounding to nearest needs no data; what may be added to it does, and gets some.
+TEST_F(QuantizeJobTest, NearestWithStagesThatNeedData) {
+  const char* recipes[] = {
+      R"({"preset":"rtn","norm_tweak":true})",
+      R"({"preset":"rtn","rescale":"rows"})",
+      R"({"preset":"rtn","scale_fit":"swept"})",
+      R"({"preset":"rtn","outlier_rule":"sensitive","outliers":0.01})",
+      R"({"preset":"rtn","allocation":"hulls","target_bits":4})",
+      R"({"preset":"rtn","grid":"integer","target_bits":5,"allocation":"hulls"})",
+  };
+  for (const char* recipe : recipes) {
+    QuantizeSpec spec = SpecFor({});
+    spec.recipe = *RecipeFromJson(recipe);
+    spec.calibration = {};  // self
+    spec.calibration.samples = 4;
+    spec.calibration.length = 24;
+    spec.overwrite = true;
+    const auto manifest = Run(spec);
+    ASSERT_TRUE(manifest.ok()) << recipe << ": " << manifest.status();
+    EXPECT_TRUE(manifest->has_evaluation) << recipe;
+  }
+}
+
 TEST_F(QuantizeJobTest, TweakedNormsAreStored) {
   TinyModel tiny;
   tiny.family = "gemma3";  // whose norms are stored less 1
