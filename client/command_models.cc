@@ -19,12 +19,14 @@ std::string ModelLine(const v1::Model& model) {
 
 // What a person tells presets apart by; --json has every field.
 std::string RecipeSummary(const v1::Recipe& recipe) {
+  if (recipe.solver() == v1::Recipe::SOLVER_DENSE) return "the weights as they are";
   const Json options = RecipeOptions(recipe);
   std::string text;
-  for (const char* key :
-       {"solver", "grid", "order", "rotation", "target", "rescale", "outlier_rule"}) {
+  for (const char* key : {"solver", "grid", "scale_fit", "order", "rotation", "target", "rescale",
+                          "outlier_rule", "allocation"}) {
     const std::string value = options.value(key, "");
-    if (value != "none") absl::StrAppend(&text, text.empty() ? "" : ", ", key, " ", value);
+    if (value == "none" || value == "equal") continue;
+    absl::StrAppend(&text, text.empty() ? "" : ", ", key, " ", value);
   }
   if (recipe.target_bits() > 0) absl::StrAppendFormat(&text, ", %g bits", recipe.target_bits());
   return text;
@@ -69,6 +71,11 @@ std::string ModelText(const v1::Model& model) {
                         model.architecture(), model.weights(), model.context_length(),
                         model.vocab_size());
   absl::StrAppend(&text, "\n  source           ", model.source_uri());
+  if (model.linears_size() > 0) {
+    absl::StrAppendFormat(&text,
+                          "\n  linears          %.3f bits/weight, everything stored for them",
+                          LinearBitsPerWeight(model));
+  }
   if (model.has_error()) {
     absl::StrAppend(&text, "\n  error            ", ToText(FromProto(model.error())));
   }

@@ -214,7 +214,6 @@ std::string IdOf(const google::longrunning::Operation& operation) {
   return std::string(absl::StripPrefix(operation.name(), "operations/"));
 }
 
-// Over the quantized linears, everything stored for them counted; 0 without any.
 double LinearBitsPerWeight(const v1::Model& model) {
   double bits = 0, weights = 0;
   for (const v1::LinearReport& linear : model.linears()) {

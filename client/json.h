@@ -30,6 +30,8 @@ const char* StateName(v1::EvaluateMetadata::State state);
 const char* ReasonName(v1::FinishReason reason);  // "eos", "stop_string", "length"
 
 // "job-..." of "operations/job-..."
+// Over the quantized linears, everything stored for them counted; 0 without any.
+double LinearBitsPerWeight(const v1::Model& model);
 // Every set field, in the JSON form of a recipe.
 Json RecipeOptions(const v1::Recipe& recipe);
 std::string IdOf(const google::longrunning::Operation& operation);

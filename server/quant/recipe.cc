@@ -343,8 +343,9 @@ absl::Status CheckRate(const Recipe& r) {
     return InvalidField("recipe.target_bytes", "give target_bits or target_bytes, not both");
   const bool targeted = r.target_bits != 0 || r.target_bytes != 0;
   if (targeted && !r.codes_integers() && r.allocation == Allocation::kEqual)
-    return InvalidField("recipe.allocation",
-                        "a grid of fixed bits meets a target only by allocation hulls");
+    return InvalidField(
+        "recipe.allocation",
+        "a grid of fixed bits meets a target only by allocation hulls: try preset mixed or best");
   if (!targeted && r.allocation == Allocation::kHulls)
     return InvalidField("recipe.target_bits", "allocation hulls needs target_bits or target_bytes");
   if (r.allocation == Allocation::kHulls && !r.codes_integers() && r.grid != GridKind::kUniform)
