@@ -1,4 +1,4 @@
-// How fast are the parts of layer-wise quantization, next to this machine's own fp32 GEMM?
+// How fast are the parts of layer-wise quantization, next to this host's own fp32 GEMM?
 //
 //   quant_core [threads]
 //

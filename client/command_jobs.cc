@@ -15,7 +15,7 @@
 namespace babai::client {
 namespace {
 
-// A path of this machine as the URI the server expects; anything with a scheme stays as it is.
+// A path of this host as the URI the server expects; anything with a scheme stays as it is.
 std::string ToUri(const std::string& source) {
   if (source.find("://") != std::string::npos || absl::StartsWith(source, "file:")) return source;
   std::error_code error;

@@ -42,7 +42,7 @@ void AddQuantize(CLI::App& app, CommandLine& line) {
       "  babai quantize ./SmolLM2 --name smol-best --recipe best --target_bits 3.125 --wait\n"
       "  babai quantize ./SmolLM2 --name smol --recipe dense --wait      import it unquantized");
   verb->add_option("uri", f.source,
-                   "file:// URI, or a path of this machine: a Hugging Face folder or a .gguf file "
+                   "file:// URI, or a path of this host: a Hugging Face folder or a .gguf file "
                    "under one of the server's --model_roots")
       ->required();
   verb->add_option("--name", f.name, "name of the result: [a-z0-9][a-z0-9._-]*")->required();

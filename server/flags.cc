@@ -38,7 +38,7 @@ CLI::Option* Add(CLI::App& app, const std::string& flag, T& value, const std::st
 
 void AddFlags(CLI::App& app, ServerFlags& f) {
   Add(app, "--listen", f.listen,
-      "gRPC address, host:port (port 0 = any free one) or unix:/path. Only this machine may reach "
+      "gRPC address, host:port (port 0 = any free one) or unix:/path. Only this host may reach "
       "it: "
       "see --insecure_listen_anywhere");
   Add(app, "--metrics_listen", f.metrics_listen,

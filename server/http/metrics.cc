@@ -235,7 +235,7 @@ absl::StatusOr<std::string> Metrics::Serve(const std::string& listen) {
   } catch (const std::exception&) {
     return Refuse(absl::StatusCode::kUnavailable, reason::kIoError, "metrics_listen",
                   absl::StrCat("cannot listen on '", listen,
-                               "': not an address of this machine, or the port is taken"));
+                               "': not an address of this host, or the port is taken"));
   }
 }
 

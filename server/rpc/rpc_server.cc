@@ -135,7 +135,7 @@ class RpcServerImpl final : public RpcServer {
     if (server_ == nullptr) {
       return Refuse(absl::StatusCode::kUnavailable, reason::kIoError, "listen",
                     absl::StrCat("cannot listen on '", options_.listen,
-                                 "': not an address of this machine, or the port is taken"));
+                                 "': not an address of this host, or the port is taken"));
     }
     address_ = options_.listen;
     if (!absl::StartsWith(address_, "unix:")) {

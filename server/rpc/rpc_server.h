@@ -52,7 +52,7 @@ class RpcServer {
   virtual void Stop(absl::Time deadline) = 0;
 };
 
-// Whether only this machine can reach `address` ("127.0.0.1:1", "localhost:0", "[::1]:1",
+// Whether only this host can reach `address` ("127.0.0.1:1", "localhost:0", "[::1]:1",
 // "unix:...").
 bool IsLoopback(std::string_view address);
 

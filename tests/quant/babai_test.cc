@@ -152,7 +152,7 @@ TEST(BabaiThreadsTest, ResultDoesNotDependOnThem) {
   }
 }
 
-// Every instruction set's loops, not only those of this machine's best.
+// Every instruction set's loops, not only those of this host's best.
 TEST(BabaiIsaTest, AllGiveTheSameIntegers) {
   const Problem p = MakeProblem(50, 72, 200, 7);
   ThreadPool pool(1);
