@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
 
@@ -13,11 +14,6 @@ namespace {
 
 // Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
 constexpr int kStreamBestTokens = 2;
-
-absl::Status FromCuda(cudaError_t error, absl::string_view what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
 
 absl::Status Check(const PackedGemmArgs& a) {
   const PackedShape& s = a.shape;

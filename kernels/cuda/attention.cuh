@@ -1,0 +1,144 @@
+// What both attention kernels are made of: 16 query rows of a warp against a tile of keys.
+//
+// Shared-memory rows hold kDim values and 8 more, so that the eight rows of an ldmatrix lie in
+// different banks. Lane l = 4 g + t of a warp owns rows g and g + 8 of the 16, as mma.m16n8k16 lays
+// out its accumulators.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace babai::cuda {
+
+constexpr int kRowsOfWarp = 16;
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+
+template <int kDim>
+constexpr int kRowHalves = kDim + 8;  // of a row in shared memory
+
+__device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t addr) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(addr)
+               : "memory");
+}
+
+// 16 bytes, or zeros where `valid` is false (then `src` need only be a mapped address).
+__device__ __forceinline__ void CopyAsync16OrZero(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst),
+               "l"(__cvta_generic_to_global(src)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CopyAsyncCommit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void CopyAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ uint32_t PackHalves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Scores, weights and sums of 16 rows against kKeys keys at a time.
+template <int kDim, int kKeys>
+struct RowsState {
+  float out[kDim / 8][4] = {};  // [8 features][row g: 2t, 2t + 1; row g + 8: likewise]
+  float top[2] = {kMinusInfinity, kMinusInfinity};  // largest score so far, times log2(e)
+  float sum[2] = {0, 0};  // of this lane's weights; of all four after Finish()
+
+  // Scores of keys in `k`, rows of shared memory. `q`: the warp's 16 rows there.
+  __device__ __forceinline__ void Scores(uint32_t q, uint32_t k, int lane,
+                                         float (&s)[kKeys / 8][4]) const {
+    constexpr int kRowBytes = kRowHalves<kDim> * 2;
+    const uint32_t q_lane = q + (lane % 16) * kRowBytes + lane / 16 * 16;
+    const uint32_t k_lane = k + (lane % 8 + lane / 16 * 8) * kRowBytes + lane / 8 % 2 * 16;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      uint32_t a[4];
+      LoadMatrix4(a, q_lane + d * 32);
+#pragma unroll
+      for (int n = 0; n < kKeys / 16; ++n) {  // 16 keys: two column tiles of both k halves
+        uint32_t b[4];
+        LoadMatrix4(b, k_lane + n * 16 * kRowBytes + d * 32);
+        Mma<__half>(s[2 * n], a, b[0], b[1]);
+        Mma<__half>(s[2 * n + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  // s: scores times log2(e), minus infinity where masked. Adds their weights times the rows of `v`.
+  __device__ __forceinline__ void Add(float (&s)[kKeys / 8][4], uint32_t v, int lane) {
+    constexpr int kRowBytes = kRowHalves<kDim> * 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = top[r];
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+      const float base = most == kMinusInfinity ? 0.0f : most;  // nothing seen yet: all weights 0
+      const float keep = exp2f(top[r] - base);
+      top[r] = most, sum[r] *= keep;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) out[d][2 * r] *= keep, out[d][2 * r + 1] *= keep;
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+        s[n][2 * r] = exp2f(s[n][2 * r] - base), s[n][2 * r + 1] = exp2f(s[n][2 * r + 1] - base);
+        sum[r] += s[n][2 * r] + s[n][2 * r + 1];
+      }
+    }
+    const uint32_t v_lane = v + (lane % 16) * kRowBytes + lane / 16 * 16;
+#pragma unroll
+    for (int n = 0; n < kKeys / 16; ++n) {
+      const uint32_t a[4] = {PackHalves(s[2 * n][0], s[2 * n][1]),
+                             PackHalves(s[2 * n][2], s[2 * n][3]),
+                             PackHalves(s[2 * n + 1][0], s[2 * n + 1][1]),
+                             PackHalves(s[2 * n + 1][2], s[2 * n + 1][3])};
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        uint32_t b[4];
+        LoadMatrix4Transposed(b, v_lane + n * 16 * kRowBytes + d * 32);
+        Mma<__half>(out[2 * d], a, b[0], b[1]);
+        Mma<__half>(out[2 * d + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Finish() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
+    }
+  }
+};
+
+// A raw q.k as the score that the softmax of base 2 takes.
+__device__ __forceinline__ float ScoreOf(float raw, const AttentionArgs& a) {
+  if (a.softcap > 0) return a.softcap * tanhf(raw * a.scale / a.softcap) * kLog2E;
+  return raw * (a.scale * kLog2E);
+}
+
+// One row of q, as fp16, into shared memory; zeros past head_dim, or all zeros without a source.
+template <typename T, int kDim>
+__device__ __forceinline__ void LoadQueryRow(const T* from, int dim, __half* to, int lane) {
+#pragma unroll
+  for (int d = lane; d < kDim; d += kWarp) {
+    to[d] = from != nullptr && d < dim ? __float2half_rn(ToFloat(from[d])) : __half(0.0f);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ const T* QueryAt(const AttentionArgs& a, int64_t row, int head) {
+  return static_cast<const T*>(a.q.data) + row * a.q.stride + head * a.cache.head_dim;
+}
+
+}  // namespace babai::cuda

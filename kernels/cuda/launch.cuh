@@ -1,0 +1,77 @@
+// Launching a step's kernel, and what most of them share.
+//
+// A kernel given to Launch() calls WaitForPrecedingKernel() in every thread that touches global
+// memory and in at least one thread of every block: only then is "this kernel is done" as much as
+// "all kernels before it are done", on which the next one's wait relies.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/queue.h"
+
+namespace babai::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+template <typename T>
+struct AsGiven {
+  using Type = T;
+};
+
+template <typename... Params>
+cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, int64_t shared_bytes,
+                   const Queue& queue, typename AsGiven<Params>::Type... args) {
+  constexpr int64_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking) {
+    const cudaError_t set =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (set != cudaSuccess) return set;
+  }
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = queue.stream;
+  if (queue.early_start) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+// The start of every kernel of a step: the next one may set itself up, we wait for our input.
+__device__ __forceinline__ void StartStep() {
+  LetNextKernelStart();
+  WaitForPrecedingKernel();
+}
+
+__device__ __forceinline__ float ToFloat(float v) { return v; }
+__device__ __forceinline__ float ToFloat(__half v) { return __half2float(v); }
+__device__ __forceinline__ float ToFloat(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+__device__ __forceinline__ float WarpSum(float v) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  return v;
+}
+
+// The sum over the block, in a fixed order, for every thread. `scratch`: 33 floats.
+__device__ __forceinline__ float BlockSum(float v, float* scratch) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  v = WarpSum(v);
+  if (lane == 0) scratch[warp] = v;
+  __syncthreads();
+  if (warp == 0) {
+    v = WarpSum(lane < warps ? scratch[lane] : 0.0f);
+    if (lane == 0) scratch[kWarp] = v;
+  }
+  __syncthreads();
+  return scratch[kWarp];
+}
+
+}  // namespace babai::cuda
