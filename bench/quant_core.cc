@@ -76,11 +76,11 @@ T OrExit(absl::StatusOr<T> value) {
 
 void Measure(const Shape& shape, ThreadPool& pool) {
   const auto [n, k, runs] = shape;
-  const int64_t tokens = linalg::kGramTokens;
+  const int64_t tokens = 2048;
   const std::vector<float> x = Random(tokens * k, 1), xt = Random(k * tokens, 2),
                            w = Random(n * k, 3);
   std::vector<float> product(k * k);
-  Moments moments(k);
+  Moments moments(k, pool);
   Timings gemm, add, factor_act, factor_pivot, absmax, search, pack, sweep, whole;
   Factor factor;
   UniformGrid grid;

@@ -33,6 +33,12 @@ struct PackedTokens {
   static constexpr int kStep = kTileTokens;
 };
 
+// Tokens in the layout of the panels themselves.
+struct PanelTokens {
+  static constexpr int kTokenStride = 1;
+  static constexpr int kStep = kLanes;
+};
+
 template <class S>
 struct Fp32Tile {
   // Columns decoded at a time: two panels of them are 64 KiB, which the second-level cache holds.
@@ -170,6 +176,23 @@ struct Fp32Tile {
         return DenseAs(static_cast<const Half*>(w), x, p0, p1, out);
       case FloatType::kBf16:
         return DenseAs(static_cast<const Bf16*>(w), x, p0, p1, out);
+    }
+  }
+
+  // --- columns against columns
+
+  // y [rows][16 count] = a' b over the steps of a [ceil(rows / 16)][steps][16] and
+  // b [count][steps][16]; count <= kMaxPanels.
+  static void Products(const float* a, int64_t rows, const float* b, int count, int64_t steps,
+                       float* y, int64_t ldy) {
+    const float* panels[kMaxPanels];
+    for (int p = 0; p < count; ++p) panels[p] = b + p * steps * kLanes;
+    const Output out = {y, ldy, nullptr, count * kLanes};
+    for (int64_t row = 0; row < rows; row += kTileTokens) {
+      const int tokens = static_cast<int>(rows - row < kTileTokens ? rows - row : kTileTokens);
+      const float* x = a + row / kLanes * steps * kLanes + row % kLanes;
+      AllPanels<PanelTokens>(panels, count, Part{x, steps, kLanes, true, true, row, 0}, tokens,
+                             out);
     }
   }
 

@@ -85,6 +85,9 @@ struct KernelTable {
                        const Output& out);
   void (*dense_panels)(const void* w, FloatType type, const PackedActs& x, int64_t p0, int64_t p1,
                        const Output& out);
+  // y [rows][16 count] = a' b for panels [.][steps][16] of columns; count <= 4.
+  void (*panel_products)(const float* a, int64_t rows, const float* b, int count, int64_t steps,
+                         float* y, int64_t ldy);
 
   // `partial` null: writes the output rows. Otherwise writes, for each tile and pair, the maximum,
   // the sum and padded_dim() values: [tiles][pairs][padded_dim + 2].

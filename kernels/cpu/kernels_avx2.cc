@@ -14,6 +14,7 @@ const KernelTable& Avx2Kernels() {
       .int8_block = Int8Tile<Avx2>::Run,
       .exact_panels = Fp32Tile<Avx2>::Exact,
       .dense_panels = Fp32Tile<Avx2>::Dense,
+      .panel_products = Fp32Tile<Avx2>::Products,
       .attend = AttentionTile<Avx2>::Attend,
       .merge = AttentionTile<Avx2>::MergeSaved,
       .to_half = RowTile<Avx2>::ToHalf,

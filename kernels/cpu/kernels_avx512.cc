@@ -14,6 +14,7 @@ const KernelTable& Avx512Kernels() {
       .int8_block = Int8Tile<Avx512>::Run,
       .exact_panels = Fp32Tile<Avx512>::Exact,
       .dense_panels = Fp32Tile<Avx512>::Dense,
+      .panel_products = Fp32Tile<Avx512>::Products,
       .attend = AttentionTile<Avx512>::Attend,
       .merge = AttentionTile<Avx512>::MergeSaved,
       .to_half = RowTile<Avx512>::ToHalf,

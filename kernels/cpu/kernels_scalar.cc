@@ -14,6 +14,7 @@ const KernelTable& ScalarKernels() {
       .int8_block = Int8Tile<Scalar>::Run,
       .exact_panels = Fp32Tile<Scalar>::Exact,
       .dense_panels = Fp32Tile<Scalar>::Dense,
+      .panel_products = Fp32Tile<Scalar>::Products,
       .attend = AttentionTile<Scalar>::Attend,
       .merge = AttentionTile<Scalar>::MergeSaved,
       .to_half = RowTile<Scalar>::ToHalf,

@@ -136,7 +136,7 @@ absl::StatusOr<BlockQuantizer::GroupMetric> BlockQuantizer::MeasureInputs(int64_
   if (!in_.recipe.needs_moments()) return metric;
   std::vector<double> hessian;
   {
-    Moments moments(k);
+    Moments moments(k, in_.pool);
     const auto status =
         in_.stream->Inputs(group, in_.training,
                            [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
@@ -155,7 +155,7 @@ absl::StatusOr<BlockQuantizer::GroupMetric> BlockQuantizer::MeasureInputs(int64_
 absl::Status BlockQuantizer::MeasureDrift(Group group, GroupMetric& metric) {
   // A norm behind the projection stands between it and the residual stream.
   const bool residual = in_.recipe.residual && AddsToResidual(group) && !config_.post_norms;
-  DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0);
+  DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0, in_.pool);
   const auto status = in_.stream->PairedInputs(
       group, in_.training, *in_.reference, [&](const CalibrationStream::PairedRows& rows) {
         return moments.Add(rows.mine, rows.other, rows.my_residual, rows.other_residual,

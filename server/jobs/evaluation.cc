@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "kernels/cpu/row_ops.h"
 #include "server/reason/reason.h"
 
 namespace babai {
@@ -39,6 +40,23 @@ Prediction Compare(absl::Span<const float> p, absl::Span<const float> q, int32_t
   return result;
 }
 
+// Logits [rows, vocab] of hidden states [rows, hidden].
+absl::Status ApplyHead(const ModelConfig& config, const ModelParams& params, StackedWeights& head,
+                       const float* hidden, int64_t rows, std::vector<float>& logits,
+                       ThreadPool& pool) {
+  std::vector<float> norm(rows * config.hidden);
+  logits.resize(rows * config.vocab);
+  NormRows(config, params.final_norm, hidden, rows, norm.data(), pool);
+  auto status = head.Multiply(norm.data(), rows, logits.data(), pool);
+  if (status.ok()) FinishLogits(config, params, logits.data(), rows, pool);
+  return status;
+}
+
+absl::Status LogitsNotFinite() {
+  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kCalibrationNonFinite, "calibration",
+                "the model gives logits that are not finite");
+}
+
 // The head of one model, applied to some rows at a time.
 class Head {
  public:
@@ -47,14 +65,9 @@ class Head {
 
   // Logits [rows, vocab] of positions [begin, begin + rows) of a held-out sequence.
   absl::Status Logits(int64_t sequence, int64_t begin, int64_t rows, std::vector<float>& logits) {
-    norm_.resize(rows * config_.hidden);
-    logits.resize(rows * config_.vocab);
     const float* hidden =
         model_.stream->hidden(model_.first_sequence + sequence) + begin * config_.hidden;
-    NormRows(config_, model_.params->final_norm, hidden, rows, norm_.data(), pool_);
-    auto status = model_.head->Multiply(norm_.data(), rows, logits.data(), pool_);
-    if (status.ok()) FinishLogits(config_, *model_.params, logits.data(), rows, pool_);
-    return status;
+    return ApplyHead(config_, *model_.params, *model_.head, hidden, rows, logits, pool_);
   }
 
   const Sequence& tokens(int64_t sequence) const {
@@ -65,7 +78,6 @@ class Head {
   const ModelConfig& config_;
   EvaluatedModel model_;
   ThreadPool& pool_;
-  std::vector<float> norm_;
 };
 
 Evaluation Summarize(const std::vector<Prediction>& predictions) {
@@ -118,8 +130,48 @@ absl::StatusOr<Evaluation> EvaluateStreams(const ModelConfig& config, EvaluatedM
   }
   const Evaluation evaluation = Summarize(predictions);
   if (std::isfinite(evaluation.mean_kl)) return evaluation;
-  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kCalibrationNonFinite, "calibration",
-                "the model gives logits that are not finite");
+  return LogitsNotFinite();
+}
+
+absl::StatusOr<std::vector<double>> MeanKls(const ModelConfig& config, const ModelParams& params,
+                                            StackedWeights& head, absl::Span<const float> original,
+                                            absl::Span<const std::vector<float>* const> others,
+                                            ThreadPool& pool, const std::function<bool()>& stop) {
+  const auto positions = static_cast<int64_t>(original.size()) / config.hidden;
+  const int64_t step = std::max<int64_t>(1, kMaxLogits / config.vocab);
+  std::vector<double> sums(others.size(), 0.0);
+  std::vector<float> p_logits, q_logits, p;
+  for (int64_t begin = 0; begin < positions; begin += step) {
+    const int64_t rows = std::min(step, positions - begin), at = begin * config.hidden;
+    auto status = ApplyHead(config, params, head, original.data() + at, rows, p_logits, pool);
+    if (!status.ok()) return status;
+    p = p_logits;
+    std::vector<double> p_norms(rows), kls(rows);
+    pool.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
+      for (int64_t r = from; r < to; ++r) {
+        p_norms[r] = cpu::LogSumExp(p_logits.data() + r * config.vocab, config.vocab);
+        cpu::Softmax(p.data() + r * config.vocab, config.vocab, 1.0f);
+      }
+    });
+    for (size_t i = 0; i < others.size(); ++i) {
+      if (stop()) return absl::CancelledError("stopped");
+      status = ApplyHead(config, params, head, others[i]->data() + at, rows, q_logits, pool);
+      if (!status.ok()) return status;
+      pool.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; ++r) {
+          double kl = cpu::LogSumExp(q_logits.data() + r * config.vocab, config.vocab) - p_norms[r];
+          for (int64_t v = r * config.vocab; v < (r + 1) * config.vocab; ++v)
+            kl += p[v] * (double{p_logits[v]} - q_logits[v]);
+          kls[r] = kl;
+        }
+      });
+      for (const double kl : kls) sums[i] += kl / static_cast<double>(positions);
+    }
+  }
+  for (const double kl : sums) {
+    if (!std::isfinite(kl)) return LogitsNotFinite();
+  }
+  return sums;
 }
 
 }  // namespace babai

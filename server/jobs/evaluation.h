@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/cpu/thread_pool.h"
 #include "server/engine/block.h"
 #include "server/jobs/forward.h"
@@ -27,5 +28,12 @@ struct EvaluatedModel {
 absl::StatusOr<Evaluation> EvaluateStreams(const ModelConfig& config, EvaluatedModel reference,
                                            EvaluatedModel quantized, int64_t sequences,
                                            ThreadPool& pool, const std::function<bool()>& stop);
+
+// Mean KL(P_original || P_i) in nats over all positions, of models that differ in their last hidden
+// states [positions, hidden] alone. Fails like EvaluateStreams.
+absl::StatusOr<std::vector<double>> MeanKls(const ModelConfig& config, const ModelParams& params,
+                                            StackedWeights& head, absl::Span<const float> original,
+                                            absl::Span<const std::vector<float>* const> others,
+                                            ThreadPool& pool, const std::function<bool()>& stop);
 
 }  // namespace babai

@@ -8,7 +8,7 @@
 namespace babai {
 namespace {
 
-// Enough rows for a GEMM at full speed and for the moments' chunks of linalg::kGramTokens, few
+// Enough rows for a GEMM at full speed and for the moments' parts of kMostTokens, few
 // enough that a chunk's buffers stay small and cancellation is noticed soon.
 constexpr int64_t kChunkTokens = 4096;
 

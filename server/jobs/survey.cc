@@ -231,7 +231,7 @@ absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& wei
   const int64_t k = InputsOf(config_, group);
   std::vector<double> hessian;
   {
-    Moments moments(k);
+    Moments moments(k, in_.pool);
     const auto status =
         stream_.Inputs(group, stream_.sequences(),
                        [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
@@ -294,21 +294,16 @@ absl::Status Survey::MeasureVariants() {
   if (!params.ok()) return params.status();
   auto head = in_.checkpoint.Read(config_.tied_embedding ? "embed.weight" : "head.weight");
   if (!head.ok()) return head.status();
-  const auto stack = std::make_shared<StackedWeights>(config_.hidden);
-  stack->Add(*std::move(head));
-  CalibrationStream original(config_,
-                             FirstTokens(in_.sequences, ProbeSequences(config_), kProbeLength),
-                             in_.pool, in_.stop);
-  original.SetHidden(variants_[0].hidden);
+  StackedWeights stack(config_.hidden);
+  stack.Add(*std::move(head));
+  std::vector<const std::vector<float>*> noisy;
+  for (size_t i = 1; i < variants_.size(); ++i) noisy.push_back(&variants_[i].hidden);
+  const auto kls = MeanKls(config_, *params, stack, variants_[0].hidden, noisy, in_.pool, in_.stop);
+  if (!kls.ok()) return kls.status();
   sensitivities_.assign(names_.size(), 0);
   for (size_t i = 1; i < variants_.size(); ++i) {
-    Variant& variant = variants_[i];
-    probe_.SetHidden(std::move(variant.hidden));
-    const auto compared =
-        EvaluateStreams(config_, {&original, 0, &*params, stack}, {&probe_, 0, &*params, stack},
-                        probe_.sequences(), in_.pool, in_.stop);
-    if (!compared.ok()) return compared.status();
-    const double sensitivity = variant.energy > 0 ? compared->mean_kl / variant.energy : 0;
+    const Variant& variant = variants_[i];
+    const double sensitivity = variant.energy > 0 ? (*kls)[i - 1] / variant.energy : 0;
     std::fill_n(sensitivities_.begin() + static_cast<int64_t>(variant.first_linear),
                 variant.linears, sensitivity);
   }

@@ -305,7 +305,7 @@ absl::Status Quantization::RescaleCodes(QuantizedLinear& linear) const {
   if (!before.ok()) return before.status();
   const auto h = DampedHessian(*p_.factor);
   if (!h.ok()) return h.status();
-  const auto fit = FitRescaling(w_, *before, *h, p_.n, p_.k, rows, columns);
+  const auto fit = FitRescaling(w_, *before, *h, p_.n, p_.k, rows, columns, pool_);
   if (!fit.ok()) return fit.status();
   PackedLinear better = linear.packed;
   if (rows) ScaleRows(fit->rows, better);

@@ -1,6 +1,5 @@
 #include "server/quant/linalg.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
@@ -8,7 +7,6 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <new>
 #include <string>
 #include <utility>
@@ -45,28 +43,6 @@ at::Tensor View(const double* data, int64_t rows, int64_t cols) {
   return at::from_blob(const_cast<double*>(data), {rows, cols}, at::kDouble);
 }
 
-// Columns of the Gram matrix made by one product. The blocks right of the diagonal are skipped,
-// which saves nearly half of the work; narrower products would lose more in the GEMM than they
-// save.
-constexpr int64_t kGramColumns = 384;
-
-void AddRows(const float* from, int64_t rows, int64_t cols, double* to, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* in = from + r * cols;
-    double* out = to + r * stride;
-    for (int64_t c = 0; c < cols; ++c) out[c] += in[c];
-  }
-}
-
-void AddGramChunk(const at::Tensor& x, int64_t k, const at::Tensor& scratch, double* gram) {
-  for (int64_t first = 0; first < k; first += kGramColumns) {
-    const int64_t end = std::min(k, first + kGramColumns);
-    at::Tensor block = scratch.narrow(0, 0, (end - first) * end).view({end - first, end});
-    at::mm_out(block, x.narrow(1, first, end - first).t(), x.narrow(1, 0, end));
-    AddRows(block.const_data_ptr<float>(), end - first, end, gram + first * k, k);
-  }
-}
-
 }  // namespace
 
 absl::Status Multiply(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k) {
@@ -76,32 +52,11 @@ absl::Status Multiply(const float* a, const float* b, float* c, int64_t m, int64
   });
 }
 
-absl::Status AddGram(const float* x, int64_t tokens, int64_t k, double* gram) {
-  return Guarded([&] {
-    const at::Tensor scratch = at::empty({std::min(k, kGramColumns) * k}, at::kFloat);
-    for (int64_t t = 0; t < tokens; t += kGramTokens) {
-      AddGramChunk(View(x + t * k, std::min(kGramTokens, tokens - t), k), k, scratch, gram);
-    }
-  });
-}
-
 absl::Status MultiplyTransposed(const float* a, const float* b, float* c, int64_t m, int64_t n,
                                 int64_t k) {
   return Guarded([&] {
     at::Tensor out = View(c, m, n);
     at::mm_out(out, View(a, m, k), View(b, n, k).t());
-  });
-}
-
-absl::Status AddCross(const float* a, const float* b, int64_t tokens, int64_t rows, int64_t k,
-                      double* cross) {
-  return Guarded([&] {
-    at::Tensor product = at::empty({rows, k}, at::kFloat);
-    for (int64_t t = 0; t < tokens; t += kGramTokens) {
-      const int64_t count = std::min(kGramTokens, tokens - t);
-      at::mm_out(product, View(a + t * rows, count, rows).t(), View(b + t * k, count, k));
-      AddRows(product.const_data_ptr<float>(), rows, k, cross, k);
-    }
   });
 }
 

@@ -15,20 +15,9 @@ namespace babai::linalg {
 // c [m, n] = a [m, k] b [k, n] in fp32.
 absl::Status Multiply(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k);
 
-// gram [k, k] += x' x for x [tokens, k]: products and sums of at most kGramTokens terms in fp32,
-// sums of these in fp64. Only gram[i, j] with j <= i and, to the right of it, some of the diagonal
-// blocks are touched: read the lower triangle alone.
-inline constexpr int64_t kGramTokens = 2048;
-absl::Status AddGram(const float* x, int64_t tokens, int64_t k, double* gram);
-
 // c [m, n] = a [m, k] b' for b [n, k] in fp32.
 absl::Status MultiplyTransposed(const float* a, const float* b, float* c, int64_t m, int64_t n,
                                 int64_t k);
-
-// cross [rows, k] += a' b for a [tokens, rows] and b [tokens, k]: products and sums of at most
-// kGramTokens terms in fp32, sums of these in fp64.
-absl::Status AddCross(const float* a, const float* b, int64_t tokens, int64_t rows, int64_t k,
-                      double* cross);
 
 // b [rows, k] becomes b (L L')^-1 for l [k, k], lower triangular, fp64.
 absl::Status SolveRight(const double* l, int64_t k, double* b, int64_t rows);

@@ -1,31 +1,39 @@
 #include "server/quant/moments.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
+#include <string>
 
-#include "server/quant/linalg.h"
+#include "absl/functional/function_ref.h"
 #include "server/reason/reason.h"
 
 namespace babai {
 namespace {
 
-// The sum of kGramTokens squares below this still fits in fp32.
+// The sum of TokenPanels::kMostTokens squares below this still fits in fp32.
 constexpr float kLargestInput = 1e17f;
-
-// Compares bit patterns: without their sign, infinities and NaNs are the largest of all.
-bool AllBelow(const float* x, int64_t count, float limit) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7FFFFFFFu);
-  }
-  return largest < std::bit_cast<uint32_t>(limit);
-}
 
 absl::Status NotFinite() {
   return Refuse(absl::StatusCode::kFailedPrecondition, reason::kCalibrationNonFinite, "",
                 "an input of the layer is not a number, infinite or above 1e17 on the calibration "
                 "data: the model overflows on it; use other data or a wider dense type");
+}
+
+// Fills `panels`, and refuses what products of them could not hold.
+absl::Status FillChecked(cpu::TokenPanels& panels, const float* x, const float* minus,
+                         int64_t tokens, int64_t width, ThreadPool& pool) {
+  if (auto status = panels.Fill(x, minus, tokens, width, pool); !status.ok()) {
+    return Refuse(status.code(), reason::kOutOfMemory, "", std::string(status.message()));
+  }
+  return panels.AllBelow(kLargestInput, pool) ? absl::OkStatus() : NotFinite();
+}
+
+// Calls add(first, count) on parts of `tokens` that products can take.
+absl::Status ForEachPart(int64_t tokens, absl::FunctionRef<absl::Status(int64_t, int64_t)> add) {
+  for (int64_t first = 0; first < tokens; first += cpu::TokenPanels::kMostTokens) {
+    const int64_t count = std::min(cpu::TokenPanels::kMostTokens, tokens - first);
+    if (auto status = add(first, count); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 // The mean of sums over tokens.
@@ -42,21 +50,19 @@ void Symmetrize(std::vector<double>& m, int64_t k) {
   }
 }
 
-std::vector<float> Difference(const float* a, const float* b, int64_t count) {
-  std::vector<float> d(count);
-  for (int64_t i = 0; i < count; ++i) d[i] = a[i] - b[i];
-  return d;
-}
-
 }  // namespace
 
-Moments::Moments(int64_t k) : k_(k), gram_(static_cast<size_t>(k) * k, 0.0) {}
+Moments::Moments(int64_t k, ThreadPool& pool)
+    : k_(k), pool_(pool), gram_(static_cast<size_t>(k) * k, 0.0) {}
 
 absl::Status Moments::Add(const float* x, int64_t tokens) {
-  if (!AllBelow(x, tokens * k_, kLargestInput)) return NotFinite();
-  const absl::Status added = linalg::AddGram(x, tokens, k_, gram_.data());
-  if (added.ok()) tokens_ += tokens;
-  return added;
+  return ForEachPart(tokens, [&](int64_t first, int64_t count) -> absl::Status {
+    auto status = FillChecked(panels_, x + first * k_, nullptr, count, k_, pool_);
+    if (!status.ok()) return status;
+    cpu::AddGram(panels_, gram_.data(), pool_);
+    tokens_ += count;
+    return absl::OkStatus();
+  });
 }
 
 std::vector<double> Moments::Hessian() const {
@@ -65,9 +71,10 @@ std::vector<double> Moments::Hessian() const {
   return h;
 }
 
-DriftMoments::DriftMoments(int64_t k, int64_t rows)
+DriftMoments::DriftMoments(int64_t k, int64_t rows, ThreadPool& pool)
     : k_(k),
       rows_(rows),
+      pool_(pool),
       cross_(static_cast<size_t>(k) * k, 0.0),
       gram_(static_cast<size_t>(k) * k, 0.0),
       residual_cross_(static_cast<size_t>(rows) * k, 0.0),
@@ -76,19 +83,32 @@ DriftMoments::DriftMoments(int64_t k, int64_t rows)
 absl::Status DriftMoments::Add(const float* quantized, const float* original,
                                const float* residual_quantized, const float* residual_original,
                                int64_t tokens) {
-  const std::vector<float> d = Difference(original, quantized, tokens * k_);
-  if (!AllBelow(d.data(), tokens * k_, kLargestInput)) return NotFinite();
-  absl::Status status = linalg::AddCross(d.data(), quantized, tokens, k_, k_, cross_.data());
-  if (status.ok()) status = linalg::AddGram(d.data(), tokens, k_, gram_.data());
+  return ForEachPart(tokens, [&](int64_t first, int64_t count) {
+    return AddPart(quantized + first * k_, original + first * k_,
+                   residual_quantized + first * rows_, residual_original + first * rows_, count);
+  });
+}
+
+absl::Status DriftMoments::AddPart(const float* quantized, const float* original,
+                                   const float* residual_quantized, const float* residual_original,
+                                   int64_t tokens) {
+  auto status = FillChecked(inputs_, quantized, nullptr, tokens, k_, pool_);
+  if (status.ok()) status = FillChecked(drift_, original, quantized, tokens, k_, pool_);
+  if (status.ok() && rows_ > 0) {
+    status = FillChecked(residual_, residual_original, residual_quantized, tokens, rows_, pool_);
+  }
   if (!status.ok()) return status;
+  cpu::AddProducts(drift_, inputs_, cross_.data(), pool_);
+  cpu::AddGram(drift_, gram_.data(), pool_);
   tokens_ += tokens;
   if (rows_ == 0) return absl::OkStatus();
-  const std::vector<float> r = Difference(residual_original, residual_quantized, tokens * rows_);
-  if (!AllBelow(r.data(), tokens * rows_, kLargestInput)) return NotFinite();
-  for (const float x : r) energy_ += static_cast<double>(x) * x;
-  status = linalg::AddCross(r.data(), quantized, tokens, rows_, k_, residual_cross_.data());
-  if (!status.ok()) return status;
-  return linalg::AddCross(r.data(), d.data(), tokens, rows_, k_, residual_mixed_.data());
+  for (int64_t i = 0; i < tokens * rows_; ++i) {
+    const double r = static_cast<double>(residual_original[i]) - residual_quantized[i];
+    energy_ += r * r;
+  }
+  cpu::AddProducts(residual_, inputs_, residual_cross_.data(), pool_);
+  cpu::AddProducts(residual_, drift_, residual_mixed_.data(), pool_);
+  return absl::OkStatus();
 }
 
 Drift DriftMoments::drift() const {

@@ -5,17 +5,19 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/token_products.h"
 #include "kernels/formats/rotation.h"
 
 namespace babai {
 
-// H = sum x x' / tokens. Accumulated in fp32 products with fp64 masters. Not thread-safe; one per
-// input group.
+// H = sum x x' / tokens. Accumulated in fp32 products with fp64 masters
+// (kernels/cpu/token_products.h). Not thread-safe; one per input group. The pool must outlive it.
 class Moments {
  public:
-  explicit Moments(int64_t k);
+  Moments(int64_t k, ThreadPool& pool);
   // x [tokens, k] row-major fp32. FailedPrecondition CALIBRATION_NON_FINITE: x holds a NaN or
-  // infinity.
+  // infinity; the moments are then of no use.
   absl::Status Add(const float* x, int64_t tokens);
   int64_t k() const { return k_; }
   int64_t tokens() const { return tokens_; }
@@ -24,6 +26,8 @@ class Moments {
 
  private:
   int64_t k_, tokens_ = 0;
+  ThreadPool& pool_;
+  cpu::TokenPanels panels_;
   std::vector<double> gram_;  // lower triangle of sum x x'
 };
 
@@ -46,16 +50,23 @@ struct ResidualDrift {
 // Accumulates both. Not thread-safe.
 class DriftMoments {
  public:
-  // `rows` = 0: no residual stream.
-  DriftMoments(int64_t k, int64_t rows);
-  // quantized and original [tokens, k]: the inputs; residuals [tokens, rows] or null.
+  // `rows` = 0: no residual stream. The pool must outlive it.
+  DriftMoments(int64_t k, int64_t rows, ThreadPool& pool);
+  // quantized and original [tokens, k]: the inputs; residuals [tokens, rows], unread if rows = 0.
+  // Fails like Moments::Add.
   absl::Status Add(const float* quantized, const float* original, const float* residual_quantized,
                    const float* residual_original, int64_t tokens);
   Drift drift() const;
   ResidualDrift residual() const;
 
  private:
+  absl::Status AddPart(const float* quantized, const float* original,
+                       const float* residual_quantized, const float* residual_original,
+                       int64_t tokens);
+
   int64_t k_, rows_, tokens_ = 0;
+  ThreadPool& pool_;
+  cpu::TokenPanels inputs_, drift_, residual_;
   std::vector<double> cross_, gram_, residual_cross_, residual_mixed_;
   double energy_ = 0;
 };

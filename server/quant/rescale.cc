@@ -1,8 +1,11 @@
 #include "server/quant/rescale.h"
 
 #include <algorithm>
+#include <string>
 
+#include "kernels/cpu/token_products.h"
 #include "server/quant/linalg.h"
+#include "server/reason/reason.h"
 
 namespace babai {
 namespace {
@@ -29,13 +32,28 @@ Floats Scaled(absl::Span<const float> p, int64_t n, int64_t k, const Rescaling& 
   return out;
 }
 
+// gram [k, k] += p' p, lower triangle.
+absl::Status AddGram(absl::Span<const float> p, int64_t n, int64_t k, double* gram,
+                     ThreadPool& pool) {
+  cpu::TokenPanels panels;
+  for (int64_t row = 0; row < n; row += cpu::TokenPanels::kMostTokens) {
+    const int64_t rows = std::min(cpu::TokenPanels::kMostTokens, n - row);
+    if (auto status = panels.Fill(p.data() + row * k, nullptr, rows, k, pool); !status.ok()) {
+      return Refuse(status.code(), reason::kOutOfMemory, "", std::string(status.message()));
+    }
+    cpu::AddGram(panels, gram, pool);
+  }
+  return absl::OkStatus();
+}
+
 // The normal equations of g for fixed t, solved. `wh` = W* H.
 absl::Status FitColumns(absl::Span<const float> p, absl::Span<const float> wh,
-                        absl::Span<const float> h, int64_t n, int64_t k, Rescaling& s) {
+                        absl::Span<const float> h, int64_t n, int64_t k, Rescaling& s,
+                        ThreadPool& pool) {
   const Rescaling rows_only = {s.rows, Floats(k, 1.0f)};
   const Floats tp = Scaled(p, n, k, rows_only);
   std::vector<double> normal(static_cast<size_t>(k) * k, 0.0), right(k, 0.0);
-  if (auto done = linalg::AddGram(tp.data(), n, k, normal.data()); !done.ok()) return done;
+  if (auto done = AddGram(tp, n, k, normal.data(), pool); !done.ok()) return done;
   double mean = 0;
   for (int64_t r = 0; r < k; ++r) {
     for (int64_t c = 0; c <= r; ++c) normal[r * k + c] *= h[r * k + c];
@@ -79,13 +97,13 @@ absl::Status FitRows(absl::Span<const float> p, absl::Span<const float> wh,
 
 absl::StatusOr<Rescaling> FitRescaling(absl::Span<const float> w, absl::Span<const float> p,
                                        absl::Span<const float> h, int64_t n, int64_t k, bool rows,
-                                       bool columns) {
+                                       bool columns, ThreadPool& pool) {
   Rescaling s = {Floats(n, 1.0f), Floats(k, 1.0f)};
   const auto wh = TimesMetric(w, h, n, k);
   if (!wh.ok()) return wh.status();
   for (int round = 0; round < (rows && columns ? kRounds : 1); ++round) {
     if (columns) {
-      if (auto done = FitColumns(p, *wh, h, n, k, s); !done.ok()) return done;
+      if (auto done = FitColumns(p, *wh, h, n, k, s, pool); !done.ok()) return done;
     }
     if (rows) {
       if (auto done = FitRows(p, *wh, h, n, k, s); !done.ok()) return done;

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace babai {
 
@@ -23,7 +24,7 @@ struct Rescaling {
 // Factors stay inside [0.25, 2]: codes that need more are wrong in another way.
 absl::StatusOr<Rescaling> FitRescaling(absl::Span<const float> w, absl::Span<const float> p,
                                        absl::Span<const float> h, int64_t n, int64_t k, bool rows,
-                                       bool columns);
+                                       bool columns, ThreadPool& pool);
 
 // tr((w - q) h (w - q)'), each row's part.
 absl::StatusOr<std::vector<double>> RowLosses(absl::Span<const float> w, absl::Span<const float> q,

@@ -137,7 +137,7 @@ TEST_P(FamilyTest, FirstGroupIsTheSolversResult) {
   const auto embedding = *model->ReadFloat("embed.weight");
   const auto params = *LoadModelParams(config, SourceOf(*model));
   const auto block = *LoadBlockParams(config, 0, SourceOf(*model));
-  Moments moments(config.hidden);
+  Moments moments(config.hidden, pool);
   std::vector<int32_t> positions(set.length);
   for (int64_t i = 0; i < set.length; ++i) positions[i] = i;
   std::vector<float> all;

@@ -168,9 +168,9 @@ TEST_F(LayerTest, DriftCorrectionBringsOutputsCloser) {
     for (int64_t c = 0; c < p.k; ++c)
       drifted[t * p.k + c] = 0.8f * drifted[t * p.k + c] + 0.1f * normal(rng);
   }
-  Moments moments(p.k);
+  Moments moments(p.k, pool_);
   ASSERT_TRUE(moments.Add(drifted.data(), p.tokens).ok());
-  DriftMoments drift_moments(p.k, 0);
+  DriftMoments drift_moments(p.k, 0, pool_);
   ASSERT_TRUE(drift_moments.Add(drifted.data(), p.x.data(), nullptr, nullptr, p.tokens).ok());
   const Drift drift = drift_moments.drift();
   const auto output_error = [&](Target target) {
