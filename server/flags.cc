@@ -48,7 +48,8 @@ void AddFlags(CLI::App& app, ServerFlags& f) {
   Add(app, "--model_roots", f.model_roots,
       "folders, comma-separated, that file:// URIs may read from; none = no local models")
       ->delimiter(',');
-  Add(app, "--device", f.device, "auto, cpu or cuda; auto takes the best that this build has")
+  Add(app, "--device", f.device,
+      "auto, cpu or cuda; auto takes a GPU that this build can use, if there is one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   Add(app, "--threads", f.threads, "compute threads; 0 = one a core")->check(CLI::Range(0, 1024));
   Add(app, "--memory_limit", f.memory_limit,

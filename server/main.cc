@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/engine/cuda_runner.h"
 #include "server/engine/engine.h"
 #include "server/flags.h"
 #include "server/http/metrics.h"
@@ -35,11 +36,16 @@ sigset_t BlockStopSignals() {
   return set;
 }
 
-absl::Status CheckDevice(const std::string& device) {
-  if (device != "cuda") return absl::OkStatus();
-  return Refuse(absl::StatusCode::kFailedPrecondition, reason::kDeviceUnavailable, "device",
-                "this release has no CUDA backend; use --device auto or cpu");
+// What --device asks for; auto is the GPU where there is one.
+absl::StatusOr<Device> ChooseDevice(const std::string& device) {
+  if (device == "cpu") return Device::kCpu;
+  const absl::Status available = CudaAvailable();
+  if (available.ok()) return Device::kCuda;
+  if (device == "cuda") return available;
+  return Device::kCpu;
 }
+
+std::string NameOf(Device device) { return device == Device::kCuda ? "cuda" : "cpu"; }
 
 absl::StatusOr<std::vector<std::filesystem::path>> RootsOf(const ServerFlags& flags) {
   std::vector<std::filesystem::path> roots;
@@ -55,8 +61,9 @@ absl::StatusOr<std::vector<std::filesystem::path>> RootsOf(const ServerFlags& fl
   return roots;
 }
 
-EngineOptions EngineOptionsOf(const ServerFlags& flags) {
+EngineOptions EngineOptionsOf(const ServerFlags& flags, Device device) {
   EngineOptions options;
+  options.device = device;
   options.threads = flags.threads;
   options.max_queue = flags.max_queue;
   options.max_sequences = flags.max_sequences;
@@ -80,7 +87,9 @@ class Server {
   }
 
   absl::Status Start() {
-    if (absl::Status s = CheckDevice(flags_.device); !s.ok()) return s;
+    const absl::StatusOr<Device> device = ChooseDevice(flags_.device);
+    if (!device.ok()) return device.status();
+    device_ = *device;
     auto roots = RootsOf(flags_);
     if (!roots.ok()) return roots.status();
     if (roots->empty()) {
@@ -89,7 +98,7 @@ class Server {
     auto catalog = Catalog::Open(flags_.data_dir);
     if (!catalog.ok()) return catalog.status();
     catalog_ = *std::move(catalog);
-    auto engine = Engine::Create(EngineOptionsOf(flags_), catalog_.get(), &metrics_);
+    auto engine = Engine::Create(EngineOptionsOf(flags_, device_), catalog_.get(), &metrics_);
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     metrics_.Attach(engine_.get(), catalog_.get());
@@ -104,6 +113,7 @@ class Server {
     std::fflush(stdout);
     log_.Write(LogLevel::kInfo, "ready",
                {{"version", BABAI_VERSION},
+                {"device", NameOf(device_)},
                 {"listen", rpc_->address()},
                 {"metrics", metrics_address_},
                 {"data_dir", flags_.data_dir.string()}});
@@ -140,6 +150,7 @@ class Server {
     options.insecure_listen_anywhere = flags_.insecure_listen_anywhere;
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     options.facts = {.version = BABAI_VERSION,
+                     .device = NameOf(device_),
                      .threads = flags_.threads > 0 ? flags_.threads : cores,
                      .max_queue = flags_.max_queue};
     options.on_call = [this](const CallRecord& call) { OnCall(call); };
@@ -196,6 +207,7 @@ class Server {
 
   const ServerFlags& flags_;
   const Log& log_;
+  Device device_ = Device::kCpu;
   Metrics metrics_;
   std::unique_ptr<Catalog> catalog_;
   std::unique_ptr<Engine> engine_;

@@ -3,31 +3,11 @@
 #include <cstring>
 #include <utility>
 
+#include "server/engine/weight_names.h"
 #include "server/reason/reason.h"
 
 namespace babai {
 namespace {
-
-constexpr std::string_view kEmbedding = "embed.weight";
-
-std::string HeadName(const ModelConfig& config) {
-  return std::string(config.tied_embedding ? kEmbedding : "head.weight");
-}
-
-// The stacks of a block, by the names of their matrices.
-struct BlockNames {
-  std::vector<std::string> qkv, o, gate_up, down;
-};
-
-BlockNames NamesOf(const ModelConfig& config, int64_t b) {
-  BlockNames names;
-  names.qkv = {BlockTensor(b, "q.weight"), BlockTensor(b, "k.weight"), BlockTensor(b, "v.weight")};
-  names.o = {BlockTensor(b, "o.weight")};
-  if (config.gated_mlp) names.gate_up.push_back(BlockTensor(b, "gate.weight"));
-  names.gate_up.push_back(BlockTensor(b, "up.weight"));
-  names.down = {BlockTensor(b, "down.weight")};
-  return names;
-}
 
 absl::Status CheckShape(const Linear& linear, const std::string& name, int64_t rows, int64_t cols) {
   if (linear.rows() == rows && linear.cols() == cols) return absl::OkStatus();
@@ -64,23 +44,6 @@ absl::Status LoadBlock(const ModelConfig& config, const Source& source, int64_t 
   return status;
 }
 
-// Every matrix that the configuration asks for must be there before any is opened.
-absl::Status CheckPresent(const PackedModel& model) {
-  std::vector<std::string> names = {std::string(kEmbedding), HeadName(model.config())};
-  for (int64_t b = 0; b < model.config().layers; ++b) {
-    const BlockNames block = NamesOf(model.config(), b);
-    for (const auto* stack : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
-      names.insert(names.end(), stack->begin(), stack->end());
-    }
-  }
-  for (const std::string& name : names) {
-    if (model.Has(name)) continue;
-    return Refuse(absl::StatusCode::kDataLoss, reason::kInvalidModelFile, name,
-                  "is missing from the packed model");
-  }
-  return absl::OkStatus();
-}
-
 // Everything but the embedding rows.
 template <typename Source>
 absl::StatusOr<std::unique_ptr<CpuWeights>> Load(const ModelConfig& config, const Source& source) {
@@ -106,9 +69,9 @@ using RowReader = std::function<void(int32_t, float*)>;
 
 // Rows straight from the mapped file: a step reads few of them.
 absl::StatusOr<RowReader> PackedRows(std::shared_ptr<const PackedModel> model) {
-  absl::StatusOr<PackedIntView> view = model->PackedIntTensor(kEmbedding);
+  absl::StatusOr<PackedIntView> view = model->PackedIntTensor(kEmbeddingName);
   if (!view.ok()) {
-    return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedFormat, kEmbedding,
+    return Refuse(absl::StatusCode::kInvalidArgument, reason::kUnsupportedFormat, kEmbeddingName,
                   "rows are looked up in plain packed integers or dense values only");
   }
   return RowReader([model = std::move(model), view = *view](int32_t id, float* row) {
@@ -118,9 +81,9 @@ absl::StatusOr<RowReader> PackedRows(std::shared_ptr<const PackedModel> model) {
 
 absl::StatusOr<RowReader> DenseRows(std::shared_ptr<const PackedModel> model) {
   std::vector<int64_t> shape;
-  absl::StatusOr<absl::Span<const uint8_t>> bytes = model->DenseTensor(kEmbedding, &shape);
+  absl::StatusOr<absl::Span<const uint8_t>> bytes = model->DenseTensor(kEmbeddingName, &shape);
   if (!bytes.ok()) return bytes.status();
-  const FloatType type = KernelType(model->Format(kEmbedding).dtype);
+  const FloatType type = KernelType(model->Format(kEmbeddingName).dtype);
   const int64_t cols = model->config().hidden, row_bytes = cols * FloatTypeBytes(type);
   return RowReader([model = std::move(model), data = bytes->data(), type, cols, row_bytes](
                        int32_t id, float* row) {
@@ -156,7 +119,7 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(
   if (absl::Status present = CheckPresent(*model); !present.ok()) return present;
   absl::StatusOr<std::unique_ptr<CpuWeights>> weights = Load(model->config(), *model);
   if (!weights.ok()) return weights;
-  const bool packed = model->Format(kEmbedding).packed();
+  const bool packed = model->Format(kEmbeddingName).packed();
   absl::StatusOr<RowReader> rows = packed ? PackedRows(model) : DenseRows(model);
   if (!rows.ok()) return rows.status();
   (*weights)->embedding_row = *std::move(rows);
@@ -173,7 +136,7 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(const Checkpoint& che
     };
     return weights;
   }
-  absl::StatusOr<std::vector<float>> rows = checkpoint.Read(kEmbedding);
+  absl::StatusOr<std::vector<float>> rows = checkpoint.Read(kEmbeddingName);
   if (!rows.ok()) return rows.status();
   (*weights)->bytes += rows->size() * sizeof(float);
   (*weights)->embedding_row = [rows = *std::move(rows), cols = config.hidden](int32_t id,

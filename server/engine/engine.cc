@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/engine/cuda_runner.h"
 #include "server/engine/engine_impl.h"
 #include "server/engine/evaluate.h"
 #include "server/reason/reason.h"
@@ -68,6 +69,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options, Ca
   for (const auto& [field, value] : not_negative) {
     if (value < 0) return InvalidField(field, absl::StrCat("must be at least 0, got ", value));
   }
+  if (options.device == Device::kCuda && options.memory_limit_bytes == 0) {
+    const absl::StatusOr<int64_t> limit = DefaultCudaMemoryLimit();
+    if (!limit.ok()) return limit.status();
+    options.memory_limit_bytes = *limit;
+  }
   return std::unique_ptr<Engine>(new EngineImpl(std::move(options), catalog, observer));
 }
 
@@ -118,6 +124,18 @@ absl::StatusOr<std::shared_ptr<const PackedModel>> EngineImpl::OpenPacked(
   return PackedModel::Open(catalog_->ModelDir(name));
 }
 
+absl::StatusOr<MemoryPlan> EngineImpl::Plan(const PackedModel& model,
+                                            const RunnerOptions& options) const {
+  return options_.device == Device::kCuda ? PlanCudaMemory(model, options)
+                                          : PlanMemory(model, options);
+}
+
+absl::StatusOr<std::unique_ptr<Runner>> EngineImpl::MakeRunner(
+    std::shared_ptr<const PackedModel> model, const RunnerOptions& options) {
+  return options_.device == Device::kCuda ? MakeCudaRunner(std::move(model), options)
+                                          : MakeCpuRunner(std::move(model), options, pool_);
+}
+
 RunnerOptions EngineImpl::ServingOptions(const ModelConfig& config, const MemoryPlan& plan) const {
   RunnerOptions options;
   options.block_size = kBlockSize;
@@ -138,10 +156,10 @@ absl::StatusOr<EngineImpl::ModelPtr> EngineImpl::LoadFromDisk(const std::string&
   absl::StatusOr<std::shared_ptr<const PackedModel>> packed = OpenPacked(name);
   if (!packed.ok()) return packed.status();
   const ModelConfig& config = (*packed)->config();
-  absl::StatusOr<MemoryPlan> plan = PlanMemory(**packed, RunnerOptions());
+  absl::StatusOr<MemoryPlan> plan = Plan(**packed, RunnerOptions());
   if (!plan.ok()) return plan.status();
   const RunnerOptions options = ServingOptions(config, *plan);
-  plan = PlanMemory(**packed, options);
+  plan = Plan(**packed, options);
   if (!plan.ok()) return plan.status();
   MemoryShare memory;
   const int64_t bytes =
@@ -150,7 +168,7 @@ absl::StatusOr<EngineImpl::ModelPtr> EngineImpl::LoadFromDisk(const std::string&
 
   absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer((*packed)->dir());
   if (!tokenizer.ok()) return tokenizer.status();
-  absl::StatusOr<std::unique_ptr<Runner>> runner = MakeCpuRunner(*packed, options, pool_);
+  absl::StatusOr<std::unique_ptr<Runner>> runner = MakeRunner(*packed, options);
   if (!runner.ok()) return runner.status();
   SchedulerOptions scheduling;
   scheduling.model = name;
@@ -304,15 +322,16 @@ absl::StatusOr<EngineImpl::EvaluationRunner> EngineImpl::MakeEvaluationRunner(
   if (!packed.ok()) return packed.status();
   const ModelConfig& config = (*packed)->config();
   if (absl::Status status = CheckEvaluation(request, config); !status.ok()) return status;
-  const RunnerOptions options = EvaluationRunnerOptions(config, request.context, request.numerics);
-  absl::StatusOr<MemoryPlan> plan = PlanMemory(**packed, options);
+  RunnerOptions options = EvaluationRunnerOptions(config, request.context, request.numerics);
+  if (options_.device == Device::kCuda) options.kv_dtype = DType::kF16;
+  absl::StatusOr<MemoryPlan> plan = Plan(**packed, options);
   if (!plan.ok()) return plan.status();
   EvaluationRunner made;
   const int64_t bytes = plan->weight_bytes + plan->work_bytes +
                         plan->kv_bytes_per_block * options.kv_blocks +
                         EvaluationLogitsBytes(config, options);
   if (absl::Status status = Reserve(bytes, &made.memory); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Runner>> runner = MakeCpuRunner(*packed, options, pool_);
+  absl::StatusOr<std::unique_ptr<Runner>> runner = MakeRunner(*packed, options);
   if (!runner.ok()) return runner.status();
   made.runner = *std::move(runner);
   return made;

@@ -101,11 +101,15 @@ class EngineObserver {
   virtual void OnLoaded(std::string_view model, absl::Duration took, bool ok) {}
 };
 
+enum class Device { kCpu, kCuda };
+
 struct EngineOptions {
+  Device device = Device::kCpu;    // of all loaded models
   int threads = 0;                 // 0 = all
   int64_t max_queue = 256;         // waiting requests a model; more: RESOURCE_EXHAUSTED QUEUE_FULL
   int64_t max_sequences = 32;      // running sequences a model
-  int64_t memory_limit_bytes = 0;  // weights and KV of all loaded models; 0 = 80 % of memory
+  int64_t memory_limit_bytes = 0;  // weights and KV of all loaded models, on their device; 0 = 80 %
+                                   // of the host's memory, or 90 % of what the GPU has free
   int64_t kv_bytes_per_model = 0;  // 0 = min(1 GiB, a context of max_positions for 8 sequences)
   int64_t max_context = 0;         // 0 = the model's own
   int64_t prefill_chunk = 256;     // prompt tokens a step at most
@@ -132,6 +136,7 @@ struct EvaluateResult {
 // Thread-safe.
 class Engine {
  public:
+  // InvalidArgument names the option; FailedPrecondition DEVICE_UNAVAILABLE.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(EngineOptions options, Catalog* catalog,
                                                         EngineObserver* observer);
   virtual ~Engine() = default;

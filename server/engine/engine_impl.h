@@ -57,6 +57,10 @@ class EngineImpl final : public Engine {
   absl::StatusOr<ModelPtr> Acquire(std::string_view name);
   absl::StatusOr<ModelPtr> LoadFromDisk(const std::string& name);
   absl::StatusOr<std::shared_ptr<const PackedModel>> OpenPacked(std::string_view name) const;
+  // On the engine's device.
+  absl::StatusOr<MemoryPlan> Plan(const PackedModel& model, const RunnerOptions& options) const;
+  absl::StatusOr<std::unique_ptr<Runner>> MakeRunner(std::shared_ptr<const PackedModel> model,
+                                                     const RunnerOptions& options);
   absl::StatusOr<EvaluationRunner> MakeEvaluationRunner(const EvaluateRequest& request,
                                                         const std::string& name);
   absl::Status Reserve(int64_t bytes, MemoryShare* share);

@@ -46,6 +46,7 @@ inline constexpr std::string_view kIoError = "IO_ERROR";
 inline constexpr std::string_view kChecksumMismatch = "CHECKSUM_MISMATCH";
 inline constexpr std::string_view kSchemaTooNew = "SCHEMA_TOO_NEW";
 inline constexpr std::string_view kDeviceUnavailable = "DEVICE_UNAVAILABLE";
+inline constexpr std::string_view kDeviceLost = "DEVICE_LOST";
 inline constexpr std::string_view kCancelled = "CANCELLED_BY_CALLER";
 inline constexpr std::string_view kDraining = "DRAINING";
 inline constexpr std::string_view kUnimplemented = "NOT_IN_THIS_RELEASE";

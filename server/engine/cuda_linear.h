@@ -1,0 +1,83 @@
+// A linear on the device: weights of one or several stacked matrices (q over k over v, gate over
+// up). What each stored format becomes:
+//
+//   F1                     packed integers (kernels/cuda/packed_layout.h) where the kernels take
+//                          its group and columns
+//   F2, a shared table     packed integers where linear_layout.h finds some that are exact
+//   dense                  16-bit floats
+//   anything else          16-bit floats: W of kernels/formats/packed_linear.h decoded once, its
+//                          rotations, column scales and sparse values included. Exact up to one
+//                          rounding a weight; takes 16 bits a weight
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/cuda/dense_gemm.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/finish_qkv.h"
+#include "kernels/cuda/packed_gemm.h"
+#include "kernels/cuda/queue.h"
+#include "server/engine/cuda_loader.h"
+#include "server/store/packed_model.h"
+
+namespace babai {
+
+// What the products of a runner share.
+struct CudaGemms {
+  cuda::DeviceLimits limits;
+  cuda::Buffer packed_workspace;           // PackedGemmWorkspaceBytes(), filled with 0xff
+  std::unique_ptr<cuda::DenseGemm> dense;  // null: no linear needs it
+};
+
+// Immutable once made.
+class CudaLinear {
+ public:
+  struct Part {
+    int64_t first_row = 0, rows = 0;
+    bool packed = false;
+    cuda::PackedShape shape;  // packed only
+    cuda::Buffer weights;
+  };
+
+  CudaLinear() = default;
+  // The parts by rows, each of `cols` columns.
+  CudaLinear(std::vector<Part> parts, int64_t cols);
+
+  // Stacks the named matrices (which must be there) by rows; neighbours of one execution format
+  // become one product. The weights are there once the loader has finished. InvalidArgument
+  // UNSUPPORTED_SHAPE, DataLoss INVALID_MODEL_FILE, ResourceExhausted OUT_OF_MEMORY.
+  static absl::StatusOr<CudaLinear> Load(const PackedModel& model,
+                                         absl::Span<const std::string> names, cuda::Dtype dtype,
+                                         CudaLoader& loader);
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t bytes() const;
+  bool needs_dense() const;
+
+  // x [m, cols()], y [m, rows()] of dtype: a part's rows of all tokens stand together in y, see
+  // Output(). Enqueues; x and y 16-byte aligned.
+  absl::Status Run(const void* x, int m, void* y, cuda::Dtype dtype, const CudaGemms& gemms,
+                   const cuda::Queue& queue) const;
+  // Where the rows from `first_row` on are in such a y; they must not reach into another matrix of
+  // the stack.
+  cuda::RowsOf Output(const void* y, int m, int64_t first_row) const;
+
+ private:
+  std::vector<Part> parts_;
+  int64_t rows_ = 0, cols_ = 0;
+};
+
+// What Load() keeps on the device for a matrix of the model, which must be there, at most; and
+// whether it will be dense there.
+struct CudaLinearPlan {
+  int64_t bytes = 0;
+  bool dense = false;
+};
+absl::StatusOr<CudaLinearPlan> PlanCudaLinear(const PackedModel& model, const std::string& name);
+
+}  // namespace babai
