@@ -429,7 +429,8 @@ absl::Status CudaRunner::ReadLogits(int first, int count, float* logits) {
                     "reading logits");
   error += stream_.Synchronize();
   if (!error.status().ok()) return error.status();
-  std::memcpy(logits + first * vocab, host, values * sizeof(float));
+  float* to = logits + first * vocab;
+  if (to != host) std::memcpy(to, host, values * sizeof(float));
   if (std::accumulate(flags, flags + count, 0) == 0) return absl::OkStatus();
   return Refuse(absl::StatusCode::kInternal, reason::kNonFiniteLogits, "",
                 "the model produced a NaN or an infinity");

@@ -37,6 +37,9 @@ class CudaRunner final : public Runner {
     return options_.kv_blocks * KvBytesPerBlock(config_, options_);
   }
   absl::Status Step(const StepBatch& batch, float* logits) override;
+  float* LogitsBuffer(int64_t rows) override {
+    return rows <= LogitRows() ? host_logits_.data<float>() : nullptr;
+  }
   void CopyKvBlock(int32_t from, int32_t to) override;
 
  private:

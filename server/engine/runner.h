@@ -53,6 +53,10 @@ class Runner {
   // scheduler guarantees it). Internal NON_FINITE_LOGITS: a wanted row holds a NaN or infinity.
   virtual absl::Status Step(const StepBatch& batch, float* logits) = 0;
 
+  // Memory of the runner's own that Step() fills with up to `rows` rows without a further copy, for
+  // as long as the runner lives; null: any memory is as good.
+  virtual float* LogitsBuffer(int64_t /*rows*/) { return nullptr; }
+
   // Copies KV blocks (copy-on-write of a shared block).
   virtual void CopyKvBlock(int32_t from, int32_t to) = 0;
 };

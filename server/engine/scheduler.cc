@@ -59,7 +59,11 @@ Scheduler::Scheduler(SchedulerOptions options, Runner* runner, const Tokenizer* 
   arrays_.context.reserve(sequences);
   arrays_.rows.reserve(sequences);
   arrays_.tables.reserve(sequences * std::min(BlocksFor(options_.max_context), pool_.size()));
-  arrays_.logits.resize(sequences * runner->config().vocab);
+  arrays_.logits = runner->LogitsBuffer(sequences);
+  if (arrays_.logits == nullptr) {
+    arrays_.own_logits.resize(sequences * runner->config().vocab);
+    arrays_.logits = arrays_.own_logits.data();
+  }
   plan_.reserve(sequences);
   stats_.model = options_.model;
   stats_.kv_blocks = pool_.size();
@@ -328,7 +332,7 @@ StepBatch Scheduler::FillBatch(absl::Span<const Slot> slots) {
 // others.
 void Scheduler::RunSlots(absl::Span<const Slot> slots) {
   const StepBatch batch = FillBatch(slots);
-  const absl::Status status = runner_->Step(batch, arrays_.logits.data());
+  const absl::Status status = runner_->Step(batch, arrays_.logits);
   ++stats_.steps;
   if (status.ok()) return Advance(slots);
   if (slots.size() == 1) {
@@ -347,7 +351,7 @@ void Scheduler::Advance(absl::Span<const Slot> slots) {
     const bool last = count == sequence->uncached();
     sequence->cached += count;
     if (!last) continue;
-    AcceptToken(*sequence, absl::MakeSpan(arrays_.logits.data() + row++ * vocab, vocab), now);
+    AcceptToken(*sequence, absl::MakeSpan(arrays_.logits + row++ * vocab, vocab), now);
   }
 }
 

@@ -118,7 +118,8 @@ class Scheduler {
   // What a StepBatch points to; sized once.
   struct Arrays {
     std::vector<int32_t> tokens, positions, begin, context, tables, rows;
-    std::vector<float> logits;
+    float* logits = nullptr;        // a row a sequence
+    std::vector<float> own_logits;  // where the runner has none
   } arrays_;
 };
 
