@@ -59,7 +59,12 @@ __device__ void Normalize(RowPart<kQuads>& part, const NormWeights& norm, const 
 template <typename T, int kQuads>
 __global__ void __launch_bounds__(1024) AddNormKernel(AddNormArgs a) {
   __shared__ float scratch[kWarp + 1];
-  StartStep();
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {  // parameters come from memory: meanwhile
+    const int at = (q * blockDim.x + threadIdx.x) * 4;
+    if (at < a.hidden) PrefetchToL2(a.norm.weight + at);
+  }
+  StartBeforeProduct();
   const int64_t row = a.row == nullptr ? blockIdx.x : a.row[blockIdx.x];
   float* x = a.x + row * a.hidden;
   RowPart<kQuads> part;

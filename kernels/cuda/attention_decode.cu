@@ -5,10 +5,17 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kWarpKeys = kDecodeKeys / kWarps;
+constexpr int kThreads = kWarps * kWarp;
+
+// What softmax needs to know of a part: its largest score and the sum of its weights.
+struct Seen {
+  float top, sum;
+};
 
 // Where the blocks of a sequence's head leave their parts.
 struct Workspace {
-  float* parts;        // [sequences, heads, splits][head_dim + 2]: sums, largest score, weight
+  float* outs;         // [sequences, heads, splits, head_dim]
+  Seen* seen;          // [sequences, heads, splits]
   unsigned* arrivals;  // [sequences, kv head tiles]
 };
 
@@ -67,7 +74,8 @@ struct DecodeShared {
 template <int kDim>
 struct DecodeFound {
   float out[kWarps][kRowsOfWarp][kDim];
-  float top[kWarps][kRowsOfWarp], sum[kWarps][kRowsOfWarp];
+  Seen seen[kRowsOfWarp][kWarps], parts[kRowsOfWarp][kMostDecodeSplits], together[kRowsOfWarp];
+  float factors[kRowsOfWarp][kMostDecodeSplits];
 };
 
 template <int kDim>
@@ -79,35 +87,51 @@ __device__ void StoreFound(const RowsState<kDim, kWarpKeys>& state, DecodeFound<
     const int row = g + 8 * r;
 #pragma unroll
     for (int d = 0; d < kDim / 8; ++d) {
-      found.out[warp][row][d * 8 + 2 * t] = state.out[d][2 * r];
-      found.out[warp][row][d * 8 + 2 * t + 1] = state.out[d][2 * r + 1];
+      *reinterpret_cast<float2*>(&found.out[warp][row][d * 8 + 2 * t]) =
+          make_float2(state.out[d][2 * r], state.out[d][2 * r + 1]);
     }
-    if (t == 0) found.top[warp][row] = state.top[r], found.sum[warp][row] = state.sum[r];
+    if (t == 0) found.seen[row][warp] = {state.top[r], state.sum[r]};
   }
 }
 
-// Parts with largest scores top[i] and weights sum[i], as one: the factor of each is
-// 2^(top[i] - top) / total weight.
-struct Merge {
-  float top = kMinusInfinity, total = 0;
-  __device__ __forceinline__ void See(float part_top, float part_sum) {
-    const float most = fmaxf(top, part_top);
-    if (most == kMinusInfinity) return;
-    total = total * exp2f(top - most) + part_sum * exp2f(part_top - most);
-    top = most;
+// Parts of one row as one: their factors 2^(top_i - top), and what they have seen together.
+__device__ __forceinline__ Seen Together(const Seen* parts, int count) {
+  Seen all{kMinusInfinity, 0};
+  for (int i = 0; i < count; ++i) all.top = fmaxf(all.top, parts[i].top);
+  for (int i = 0; i < count; ++i) {
+    if (parts[i].top != kMinusInfinity) all.sum += parts[i].sum * exp2f(parts[i].top - all.top);
   }
-  __device__ __forceinline__ float Factor(float part_top) const {
-    return part_top == kMinusInfinity ? 0.0f : exp2f(part_top - top);
+  return all;
+}
+__device__ __forceinline__ float FactorOf(const Seen& part, const Seen& all) {
+  return part.top == kMinusInfinity ? 0.0f : exp2f(part.top - all.top);
+}
+
+// Four neighbours of a row's sum, over parts `stride` values apart, in their order.
+template <typename Load>
+__device__ __forceinline__ float4 SumOfParts(const float* factors, int count, const Load& load) {
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    const float4 part = load(i);
+    sum.x += part.x * factors[i], sum.y += part.y * factors[i];
+    sum.z += part.z * factors[i], sum.w += part.w * factors[i];
   }
-};
+  return sum;
+}
+
+template <typename T>
+__device__ __forceinline__ void StoreFour(T* to, const float4& v, float factor) {
+  to[0] = FromFloat<T>(v.x * factor), to[1] = FromFloat<T>(v.y * factor);
+  to[2] = FromFloat<T>(v.z * factor), to[3] = FromFloat<T>(v.w * factor);
+}
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    DecodeKernel(AttentionArgs a, Workspace workspace) {
+__global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, Workspace workspace) {
   extern __shared__ __align__(16) uint8_t memory[];
   DecodeShared<kDim>& shared = *reinterpret_cast<DecodeShared<kDim>*>(memory);
   __shared__ bool last;
-  StartStep();
+  StartBeforeProduct();
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim, group = a.heads / kv_heads;
   const int head_tiles = HeadTiles(a.heads, kv_heads);
   const int kv_head = blockIdx.y / head_tiles, tile = blockIdx.y % head_tiles;
@@ -120,22 +144,29 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int32_t* table = a.tables + s.table;
 
+  const uint32_t q = SharedAddress(shared.q);
+  const uint32_t k = SharedAddress(shared.k[warp * kWarpKeys]);
+  const uint32_t v = SharedAddress(shared.v[warp * kWarpKeys]);
+  const auto some_seen = [&](int key0) {
+    return key0 < share.stop && key0 + kWarpKeys > share.first;
+  };
+  const auto copy = [&](int key0) {
+    CopyKeys<kDim>(a, table, a.cache.k, kv_head, share, key0, k, lane);
+    CopyAsyncCommit();
+    CopyKeys<kDim>(a, table, a.cache.v, kv_head, share, key0, v, lane);
+    CopyAsyncCommit();
+  };
+  if (some_seen(share.begin + warp * kWarpKeys)) copy(share.begin + warp * kWarpKeys);
   for (int r = warp; r < kRowsOfWarp; r += kWarps) {
     LoadQueryRow<T, kDim>(r < rows ? QueryAt<T>(a, s.first_row, head0 + r) : nullptr, dim,
                           shared.q[r], lane);
   }
   __syncthreads();
-  const uint32_t q = SharedAddress(shared.q);
-  const uint32_t k = SharedAddress(shared.k[warp * kWarpKeys]);
-  const uint32_t v = SharedAddress(shared.v[warp * kWarpKeys]);
   RowsState<kDim, kWarpKeys> state;
   for (int base = share.begin; base < share.stop; base += kDecodeKeys) {
     const int key0 = base + warp * kWarpKeys;
-    if (key0 >= share.stop || key0 + kWarpKeys <= share.first) continue;
-    CopyKeys<kDim>(a, table, a.cache.k, kv_head, share, key0, k, lane);
-    CopyAsyncCommit();
-    CopyKeys<kDim>(a, table, a.cache.v, kv_head, share, key0, v, lane);
-    CopyAsyncCommit();
+    if (!some_seen(key0)) continue;
+    if (base > share.begin) copy(key0);
     CopyAsyncWait<1>();
     __syncwarp();
     float scores[kWarpKeys / 8][4];
@@ -160,26 +191,35 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   __syncthreads();
   DecodeFound<kDim>& found = *reinterpret_cast<DecodeFound<kDim>*>(memory);
   StoreFound<kDim>(state, found, warp, lane);
+  auto& seen = found.seen;
+  auto& parts = found.parts;
+  auto& together = found.together;
+  auto& factors = found.factors;
+  __syncthreads();
+  if (threadIdx.x < rows) {
+    const int r = threadIdx.x;
+    together[r] = Together(seen[r], kWarps);
+    for (int w = 0; w < kWarps; ++w) factors[r][w] = FactorOf(seen[r][w], together[r]);
+  }
   __syncthreads();
   const int64_t first_head = int64_t{blockIdx.z} * a.heads + head0;
-  const int part_floats = dim + 2;
   T* out = static_cast<T*>(a.out) + int64_t{s.first_row} * a.heads * dim + head0 * dim;
-  for (int i = threadIdx.x; i < rows * dim; i += kWarps * kWarp) {
-    const int r = i / dim, d = i % dim;
-    Merge merge;
-    for (int w = 0; w < kWarps; ++w) merge.See(found.top[w][r], found.sum[w][r]);
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += found.out[w][r][d] * merge.Factor(found.top[w][r]);
-    if (share.splits == 1) {
-      out[i] = FromFloat<T>(sum / merge.total);
-      continue;
+  const bool alone = share.splits == 1;
+  constexpr int kRowThreads = kDim / 4;  // each with four neighbours of a row
+  const int d = threadIdx.x % kRowThreads * 4;
+  for (int r = threadIdx.x / kRowThreads; r < rows && d < dim; r += kThreads / kRowThreads) {
+    const float4 sum = SumOfParts(factors[r], kWarps, [&](int w) {
+      return *reinterpret_cast<const float4*>(&found.out[w][r][d]);
+    });
+    const int64_t part = (first_head + r) * kMostDecodeSplits + blockIdx.x;
+    if (alone) {
+      StoreFour(out + r * dim + d, sum, 1 / together[r].sum);
+    } else {
+      *reinterpret_cast<float4*>(workspace.outs + part * dim + d) = sum;
+      if (d == 0) workspace.seen[part] = together[r];
     }
-    float* part =
-        workspace.parts + ((first_head + r) * kMostDecodeSplits + blockIdx.x) * part_floats;
-    part[d] = sum;
-    if (d == 0) part[dim] = merge.top, part[dim + 1] = merge.total;
   }
-  if (share.splits == 1) return;
+  if (alone) return;
 
   // The last block to come adds up the parts, in their order.
   __threadfence();
@@ -192,19 +232,27 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   __syncthreads();
   if (!last) return;
   __threadfence();
-  for (int i = threadIdx.x; i < rows * dim; i += kWarps * kWarp) {
-    const int r = i / dim, d = i % dim;
-    const float* parts = workspace.parts + (first_head + r) * kMostDecodeSplits * part_floats;
-    Merge merge;
-    for (int p = 0; p < share.splits; ++p) {
-      merge.See(__ldcg(parts + p * part_floats + dim), __ldcg(parts + p * part_floats + dim + 1));
-    }
-    float sum = 0;
-    for (int p = 0; p < share.splits; ++p) {
-      sum +=
-          __ldcg(parts + p * part_floats + d) * merge.Factor(__ldcg(parts + p * part_floats + dim));
-    }
-    out[i] = FromFloat<T>(sum / merge.total);
+  for (int i = threadIdx.x; i < rows * kMostDecodeSplits; i += kThreads) {
+    const int r = i / kMostDecodeSplits, p = i % kMostDecodeSplits;
+    if (p >= share.splits) continue;
+    const float2 part = __ldcg(
+        reinterpret_cast<const float2*>(workspace.seen + (first_head + r) * kMostDecodeSplits + p));
+    parts[r][p] = {part.x, part.y};
+  }
+  __syncthreads();
+  if (threadIdx.x < rows) together[threadIdx.x] = Together(parts[threadIdx.x], share.splits);
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * kMostDecodeSplits; i += kThreads) {
+    const int r = i / kMostDecodeSplits, p = i % kMostDecodeSplits;
+    if (p < share.splits) factors[r][p] = FactorOf(parts[r][p], together[r]);
+  }
+  __syncthreads();
+  for (int r = threadIdx.x / kRowThreads; r < rows && d < dim; r += kThreads / kRowThreads) {
+    const float* from = workspace.outs + (first_head + r) * kMostDecodeSplits * dim + d;
+    const float4 sum = SumOfParts(factors[r], share.splits, [&](int p) {
+      return __ldcg(reinterpret_cast<const float4*>(from + p * dim));
+    });
+    StoreFour(out + r * dim + d, sum, 1 / together[r].sum);
   }
 }
 
@@ -215,8 +263,8 @@ cudaError_t LaunchDecode(const AttentionArgs& args, int count, int splits,
                                  ? sizeof(DecodeShared<kDim>)
                                  : sizeof(DecodeFound<kDim>);
   const int tiles = args.cache.kv_heads * HeadTiles(args.heads, args.cache.kv_heads);
-  return Launch(DecodeKernel<T, kDim>, dim3(splits, tiles, count), kWarps * kWarp, kBytes, queue,
-                args, workspace);
+  return Launch(DecodeKernel<T, kDim>, dim3(splits, tiles, count), kThreads, kBytes, queue, args,
+                workspace);
 }
 
 template <typename T>
@@ -228,22 +276,23 @@ cudaError_t LaunchTyped(const AttentionArgs& args, int count, int splits,
   return LaunchDecode<T, 256>(args, count, splits, workspace, queue);
 }
 
-int64_t PartBytes(int sequences, int heads, int head_dim) {
-  return int64_t{sequences} * heads * kMostDecodeSplits * (head_dim + 2) * sizeof(float);
-}
+int64_t OutBytes(int64_t parts, int head_dim) { return parts * head_dim * sizeof(float); }
 
 }  // namespace
 
 int64_t DecodeWorkspaceBytes(int sequences, int heads, int head_dim) {
-  return PartBytes(sequences, heads, head_dim) + int64_t{sequences} * heads * sizeof(unsigned);
+  const int64_t parts = int64_t{sequences} * heads * kMostDecodeSplits;
+  return OutBytes(parts, head_dim) + parts * sizeof(Seen) +
+         int64_t{sequences} * heads * sizeof(unsigned);
 }
 
 cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, const Queue& queue) {
+  const int64_t parts = int64_t{plan.most_sequences} * args.heads * kMostDecodeSplits;
+  auto* const bytes = static_cast<uint8_t*>(plan.workspace);
   Workspace workspace;
-  workspace.parts = static_cast<float*>(plan.workspace);
-  workspace.arrivals =
-      reinterpret_cast<unsigned*>(static_cast<uint8_t*>(plan.workspace) +
-                                  PartBytes(plan.most_sequences, args.heads, args.cache.head_dim));
+  workspace.outs = reinterpret_cast<float*>(bytes);
+  workspace.seen = reinterpret_cast<Seen*>(bytes + OutBytes(parts, args.cache.head_dim));
+  workspace.arrivals = reinterpret_cast<unsigned*>(workspace.seen + parts);
   return args.dtype == Dtype::kFp16
              ? LaunchTyped<__half>(args, plan.count, plan.splits, workspace, queue)
              : LaunchTyped<__nv_bfloat16>(args, plan.count, plan.splits, workspace, queue);

@@ -44,10 +44,19 @@ cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, int64_t sh
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-// The start of every kernel of a step: the next one may set itself up, we wait for our input.
+// The start of a step's kernel: the next one may set itself up, we wait for our input.
 __device__ __forceinline__ void StartStep() {
   LetNextKernelStart();
   WaitForPrecedingKernel();
+}
+
+// The same where a product of packed weights follows, which may only start when this kernel ends:
+// its blocks would fill the places that this and the preceding kernel leave, two on some SMs and
+// none on others, and the product then takes up to twice as long (docs/perf/cuda_decode.md).
+__device__ __forceinline__ void StartBeforeProduct() { WaitForPrecedingKernel(); }
+
+__device__ __forceinline__ void PrefetchToL2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
 }
 
 __device__ __forceinline__ float ToFloat(float v) { return v; }
