@@ -264,6 +264,7 @@ int Main(int argc, char** argv) {
                 batch, ms, batch * 1e3 / ms, limit, 100 * limit / ms, logits);
   }
   for (const int tokens : o.prefill) {
+    if (tokens < 1) continue;
     const auto prefill = [&] {
       for (int at = 0; at < tokens; at += o.chunk) {
         steps.Run(1, at, std::min(o.chunk, tokens - at));
