@@ -183,13 +183,5 @@ TEST_F(CudaRunnerTest, AnotherCacheTypeIsRefused) {
   EXPECT_EQ(ReasonOf(refused.status()), reason::kUnsupportedShape);
 }
 
-TEST(CudaWithoutADevice, SaysWhy) {
-  const absl::Status available = CudaAvailable();
-  if (available.ok()) GTEST_SKIP() << "there is a device";
-  EXPECT_EQ(available.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ReasonOf(available), reason::kDeviceUnavailable);
-  EXPECT_EQ(MakeCudaRunner(nullptr, Options(DType::kF16)).status(), available);
-}
-
 }  // namespace
 }  // namespace babai

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/engine/block.h"
+#include "server/engine/cuda_runner.h"
 #include "server/reason/reason.h"
 #include "tests/engine/feeder.h"
 #include "tests/engine/tiny_packed.h"
@@ -279,6 +280,14 @@ TEST_F(RunnerTest, ParametersThatDoNotFitAreRefused) {
   const auto runner = MakeCpuRunner(broken, Options(Numerics::kReference), pool_);
   EXPECT_EQ(ReasonOf(runner.status()), reason::kInvalidModelFile);
   EXPECT_EQ(FieldOf(runner.status()), "blocks.1.mlp_norm.weight");
+}
+
+TEST(CudaRunnerWithoutADevice, SaysWhy) {
+  const absl::Status available = CudaAvailable();
+  if (available.ok()) GTEST_SKIP() << "there is a device";
+  EXPECT_EQ(available.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(available), reason::kDeviceUnavailable);
+  EXPECT_EQ(MakeCudaRunner(nullptr, RunnerOptions()).status(), available);
 }
 
 }  // namespace
