@@ -57,7 +57,8 @@ void ProgressLine::Show(const v1::QuantizeMetadata& m) {
   if (!m.worst_linear().empty()) {
     absl::StrAppendFormat(&text, "  worst %s %.3f", m.worst_linear(), m.worst_relative_error());
   }
-  Draw(m.fraction(), text, absl::StrCat(StateName(m.state()), " ", m.block()));
+  const int twentieth = static_cast<int>(m.fraction() * 20);
+  Draw(m.fraction(), text, absl::StrCat(StateName(m.state()), " ", m.block(), " ", twentieth));
 }
 
 void ProgressLine::Show(const v1::EvaluateMetadata& m) {
