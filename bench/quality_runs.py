@@ -92,8 +92,8 @@ def ablation(bits):
     grid, on the clipped grid with what overflows kept apart, and on all integers, at the base's size."""
     base = f"babai:bits={bits}"
     one_stage = ["order=natural", "order=min-pivot", "target=fixed,alpha=0.5", "target=fixed,alpha=1", "target=closed-form",
-                 "target=closed-form,residual=true", "scale_fit=abs-max", "scale_fit=mse",
-                 *(f"solver=k-best,beam={beam}" for beam in (1, 2, 4, 8, 16)), "descent_passes=2",
+                 "target=closed-form,residual=true", "target=cross-validated", "target=cross-validated,residual=true",
+                 "scale_fit=abs-max", "scale_fit=mse", *(f"solver=k-best,beam={beam}" for beam in (1, 2, 4, 8, 16)), "descent_passes=2",
                  "rescale=rows", "rescale=columns", "rescale=both", "norm_tweak=true",
                  "rotation=input", "rotation=output", "rotation=both", "rotation=input,order=natural", "symmetric=true"]
     rate = [f"rtn:bits={bits}", f"gptq:bits={bits}", *(f"ssqr:bits={bits},outliers={share}" for share in (0.01, 0.02, 0.05)),

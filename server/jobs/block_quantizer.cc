@@ -155,7 +155,8 @@ absl::StatusOr<BlockQuantizer::GroupMetric> BlockQuantizer::MeasureInputs(int64_
 absl::Status BlockQuantizer::MeasureDrift(Group group, GroupMetric& metric) {
   // A norm behind the projection stands between it and the residual stream.
   const bool residual = in_.recipe.residual && AddsToResidual(group) && !config_.post_norms;
-  DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0, in_.pool);
+  DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0,
+                       in_.recipe.target == Target::kClosedForm, in_.pool);
   const auto status = in_.stream->PairedInputs(
       group, in_.training, *in_.reference, [&](const CalibrationStream::PairedRows& rows) {
         return moments.Add(rows.mine, rows.other, rows.my_residual, rows.other_residual,

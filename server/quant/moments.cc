@@ -71,25 +71,33 @@ std::vector<double> Moments::Hessian() const {
   return h;
 }
 
-DriftMoments::DriftMoments(int64_t k, int64_t rows, ThreadPool& pool)
-    : k_(k),
-      rows_(rows),
-      pool_(pool),
-      cross_(static_cast<size_t>(k) * k, 0.0),
-      gram_(static_cast<size_t>(k) * k, 0.0),
-      residual_cross_(static_cast<size_t>(rows) * k, 0.0),
-      residual_mixed_(static_cast<size_t>(rows) * k, 0.0) {}
+DriftMoments::DriftMoments(int64_t k, int64_t rows, bool energy, ThreadPool& pool)
+    : k_(k), rows_(rows), energy_wanted_(energy), pool_(pool) {
+  for (const int half : {0, 1}) {
+    cross_[half].resize(k * k);
+    residual_cross_[half].resize(rows * k);
+  }
+  if (!energy) return;
+  gram_.resize(k * k);
+  residual_mixed_.resize(rows * k);
+}
 
 absl::Status DriftMoments::Add(const float* quantized, const float* original,
                                const float* residual_quantized, const float* residual_original,
                                int64_t tokens) {
-  return ForEachPart(tokens, [&](int64_t first, int64_t count) {
-    return AddPart(quantized + first * k_, original + first * k_,
-                   residual_quantized + first * rows_, residual_original + first * rows_, count);
-  });
+  for (const int half : {0, 1}) {
+    const int64_t begin = half * (tokens / 2), count = half == 0 ? tokens / 2 : tokens - begin;
+    const auto status = ForEachPart(count, [&](int64_t first, int64_t part) {
+      const int64_t at = begin + first;
+      return AddPart(half, quantized + at * k_, original + at * k_, residual_quantized + at * rows_,
+                     residual_original + at * rows_, part);
+    });
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
-absl::Status DriftMoments::AddPart(const float* quantized, const float* original,
+absl::Status DriftMoments::AddPart(int half, const float* quantized, const float* original,
                                    const float* residual_quantized, const float* residual_original,
                                    int64_t tokens) {
   auto status = FillChecked(inputs_, quantized, nullptr, tokens, k_, pool_);
@@ -98,39 +106,48 @@ absl::Status DriftMoments::AddPart(const float* quantized, const float* original
     status = FillChecked(residual_, residual_original, residual_quantized, tokens, rows_, pool_);
   }
   if (!status.ok()) return status;
-  cpu::AddProducts(drift_, inputs_, cross_.data(), pool_);
+  tokens_[half] += tokens;
+  cpu::AddProducts(drift_, inputs_, cross_[half].data(), pool_);
+  if (rows_ > 0) cpu::AddProducts(residual_, inputs_, residual_cross_[half].data(), pool_);
+  if (!energy_wanted_) return absl::OkStatus();
   cpu::AddGram(drift_, gram_.data(), pool_);
-  tokens_ += tokens;
   if (rows_ == 0) return absl::OkStatus();
+  cpu::AddProducts(residual_, drift_, residual_mixed_.data(), pool_);
   for (int64_t i = 0; i < tokens * rows_; ++i) {
     const double r = static_cast<double>(residual_original[i]) - residual_quantized[i];
     energy_ += r * r;
   }
-  cpu::AddProducts(residual_, inputs_, residual_cross_.data(), pool_);
-  cpu::AddProducts(residual_, drift_, residual_mixed_.data(), pool_);
   return absl::OkStatus();
 }
 
+Halves DriftMoments::MeanHalves(const std::vector<double> (&sums)[2]) const {
+  const double share =
+      tokens() > 0 ? static_cast<double>(tokens_[0]) / static_cast<double>(tokens()) : 0;
+  return {Mean(sums[0], tokens_[0]), Mean(sums[1], tokens_[1]), share};
+}
+
 Drift DriftMoments::drift() const {
-  Drift drift{k_, tokens_, Mean(cross_, tokens_), Mean(gram_, tokens_)};
-  Symmetrize(drift.gram, k_);
+  Drift drift{k_, tokens(), MeanHalves(cross_), Mean(gram_, tokens())};
+  if (energy_wanted_) Symmetrize(drift.gram, k_);
   return drift;
 }
 
 ResidualDrift DriftMoments::residual() const {
-  const double count = static_cast<double>(tokens_ > 0 ? tokens_ : 1);
+  const double count = static_cast<double>(std::max<int64_t>(1, tokens()));
   return {
-      rows_,          k_, tokens_, Mean(residual_cross_, tokens_), Mean(residual_mixed_, tokens_),
+      rows_,          k_, tokens(), MeanHalves(residual_cross_), Mean(residual_mixed_, tokens()),
       energy_ / count};
 }
 
 void RotateDrift(const Rotation& in, Drift& drift) {
-  RotateMetric(in, drift.cross.data(), drift.k);
-  RotateMetric(in, drift.gram.data(), drift.k);
+  for (std::vector<double>* moment : {&drift.cross.first, &drift.cross.second, &drift.gram}) {
+    if (!moment->empty()) RotateMetric(in, moment->data(), drift.k);
+  }
 }
 
 void RotateDrift(const Rotation& in, ResidualDrift& drift) {
-  for (std::vector<double>* moment : {&drift.cross, &drift.mixed}) {
+  for (std::vector<double>* moment : {&drift.cross.first, &drift.cross.second, &drift.mixed}) {
+    if (moment->empty()) continue;
     std::vector<float> rows(moment->begin(), moment->end());
     Rotate(in, rows.data(), drift.n, drift.k);
     moment->assign(rows.begin(), rows.end());

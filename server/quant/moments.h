@@ -31,43 +31,55 @@ class Moments {
   std::vector<double> gram_;  // lower triangle of sum x x'
 };
 
+// Means over the first and the second half of the tokens, and the first's share of them.
+struct Halves {
+  std::vector<double> first, second;
+  double first_share = 0;
+};
+
 // How the inputs of the original model, x, differ from those of the partly quantized one, y, of the
 // same tokens: d = x - y.
-//   cross = E[d y'],  gram = E[d d'],  both [k, k] row-major fp64
+//   cross = E[d y'],  gram = E[d d'],  [k, k] row-major fp64
 struct Drift {
   int64_t k = 0, tokens = 0;
-  std::vector<double> cross, gram;
+  Halves cross;
+  std::vector<double> gram;  // empty unless asked for
 };
 
 // How the residual streams differ, r of the original model minus that of the quantized one, beside
-// the same inputs: cross = E[r y'] and mixed = E[r d'], both [n, k]; energy = E[r'r].
+// the same inputs: cross = E[r y'] and mixed = E[r d'], [n, k]; energy = E[r'r].
 struct ResidualDrift {
   int64_t n = 0, k = 0, tokens = 0;
-  std::vector<double> cross, mixed;
-  double energy = 0;
+  Halves cross;
+  std::vector<double> mixed;  // empty unless asked for
+  double energy = 0;          // likewise
 };
 
 // Accumulates both. Not thread-safe.
 class DriftMoments {
  public:
-  // `rows` = 0: no residual stream. The pool must outlive it.
-  DriftMoments(int64_t k, int64_t rows, ThreadPool& pool);
+  // `rows` = 0: no residual stream. `energy`: gram, mixed and energy too. The pool must outlive it.
+  DriftMoments(int64_t k, int64_t rows, bool energy, ThreadPool& pool);
   // quantized and original [tokens, k]: the inputs; residuals [tokens, rows], unread if rows = 0.
-  // Fails like Moments::Add.
+  // The first half of these tokens belongs to the first half of all. Fails like Moments::Add.
   absl::Status Add(const float* quantized, const float* original, const float* residual_quantized,
                    const float* residual_original, int64_t tokens);
   Drift drift() const;
   ResidualDrift residual() const;
 
  private:
-  absl::Status AddPart(const float* quantized, const float* original,
+  absl::Status AddPart(int half, const float* quantized, const float* original,
                        const float* residual_quantized, const float* residual_original,
                        int64_t tokens);
+  Halves MeanHalves(const std::vector<double> (&sums)[2]) const;
+  int64_t tokens() const { return tokens_[0] + tokens_[1]; }
 
-  int64_t k_, rows_, tokens_ = 0;
+  int64_t k_, rows_;
+  bool energy_wanted_;
   ThreadPool& pool_;
   cpu::TokenPanels inputs_, drift_, residual_;
-  std::vector<double> cross_, gram_, residual_cross_, residual_mixed_;
+  int64_t tokens_[2] = {0, 0};
+  std::vector<double> cross_[2], residual_cross_[2], gram_, residual_mixed_;
   double energy_ = 0;
 };
 

@@ -40,8 +40,10 @@ constexpr Name<ScaleFit> kScaleFits[] = {{ScaleFit::kAbsMax, "abs-max"},
                                          {ScaleFit::kMse, "mse"},
                                          {ScaleFit::kLossWeighted, "loss-weighted"},
                                          {ScaleFit::kSwept, "swept"}};
-constexpr Name<Target> kTargets[] = {
-    {Target::kNone, "none"}, {Target::kFixed, "fixed"}, {Target::kClosedForm, "closed-form"}};
+constexpr Name<Target> kTargets[] = {{Target::kNone, "none"},
+                                     {Target::kFixed, "fixed"},
+                                     {Target::kClosedForm, "closed-form"},
+                                     {Target::kCrossValidated, "cross-validated"}};
 constexpr Name<RotationKind> kRotations[] = {{RotationKind::kNone, "none"},
                                              {RotationKind::kInput, "input"},
                                              {RotationKind::kOutput, "output"},
@@ -288,7 +290,7 @@ std::vector<Recipe> MakePresets() {
   Recipe& best = add("best", "watersic");
   best.order = Order::kActivation;
   best.damping = 0.01;
-  best.target = Target::kClosedForm;
+  best.target = Target::kCrossValidated;
   best.allocation = Allocation::kHulls;
   return presets;
 }
@@ -376,8 +378,9 @@ absl::Status CheckSolver(const Recipe& r) {
                         "residual and overflow outliers need babai or k-best");
   }
   if (r.residual && r.target == Target::kNone)
-    return InvalidField("recipe.residual",
-                        "is a part of the target: give target fixed or closed-form");
+    return InvalidField(
+        "recipe.residual",
+        "is a part of the target: give target fixed, closed-form or cross-validated");
   if (!(r.alpha >= 0 && r.alpha <= 2))
     return InvalidField("recipe.alpha", "must be a number from 0 to 2");
   return absl::OkStatus();

@@ -31,7 +31,7 @@ enum class GridKind {
 
 // S2: how much of the mismatch between the original model's inputs and those of the partly
 // quantized one a linear's target takes up: W* = W + alpha W D H^-1.
-enum class Target { kNone, kFixed, kClosedForm };
+enum class Target { kNone, kFixed, kClosedForm, kCrossValidated };
 
 // S1: randomized Hadamard transform of a linear's inputs, outputs or both.
 enum class RotationKind { kNone, kInput, kOutput, kBoth };

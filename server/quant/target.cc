@@ -52,23 +52,53 @@ absl::StatusOr<double> DriftEnergy(const std::vector<float>& w, int64_t n, const
   return inputs + 2 * Dot(ToFloat(residual->mixed), w) + residual->energy;
 }
 
+// What is to be expressed, E[(W (x - y) + r - r~) y'], by one half of the tokens.
+absl::StatusOr<std::vector<float>> Expressed(const std::vector<float>& w, int64_t n, int64_t k,
+                                             const std::vector<double>& cross,
+                                             const std::vector<double>* residual) {
+  auto expressed = Times(w, cross, n, k);
+  if (!expressed.ok() || residual == nullptr) return expressed;
+  for (size_t i = 0; i < expressed->size(); ++i)
+    (*expressed)[i] += static_cast<float>((*residual)[i]);
+  return expressed;
+}
+
+// a first + (1 - a) second.
+std::vector<float> Mixed(const std::vector<float>& first, const std::vector<float>& second,
+                         double a) {
+  std::vector<float> out(first.size());
+  for (size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<float>(a * first[i] + (1 - a) * second[i]);
+  return out;
+}
+
+double Share(double part, double whole) {
+  return whole > 0 ? std::clamp(part / whole, 0.0, 1.0) : 0.0;
+}
+
 }  // namespace
 
 absl::StatusOr<CorrectedTarget> CorrectTarget(std::vector<float> w, int64_t n, const Factor& factor,
                                               const Drift& drift, const ResidualDrift* residual,
                                               Target rule, double alpha) {
-  auto expressed = Times(w, drift.cross, n, drift.k);  // E[(W (x - y) + r - r~) y']
-  if (!expressed.ok()) return expressed.status();
-  if (residual != nullptr) {
-    for (size_t i = 0; i < expressed->size(); ++i)
-      (*expressed)[i] += static_cast<float>(residual->cross[i]);
+  const auto first = Expressed(w, n, drift.k, drift.cross.first,
+                               residual == nullptr ? nullptr : &residual->cross.first);
+  const auto second = Expressed(w, n, drift.k, drift.cross.second,
+                                residual == nullptr ? nullptr : &residual->cross.second);
+  for (const auto* half : {&first, &second}) {
+    if (!half->ok()) return half->status();
   }
-  const auto correction = TimesInverse(*expressed, n, factor);
+  const std::vector<float> expressed = Mixed(*first, *second, drift.cross.first_share);
+  const auto correction = TimesInverse(expressed, n, factor);
   if (!correction.ok()) return correction.status();
   if (rule == Target::kClosedForm) {
     const auto energy = DriftEnergy(w, n, drift, residual);
     if (!energy.ok()) return energy.status();
-    alpha = *energy > 0 ? std::clamp(Dot(*correction, *expressed) / *energy, 0.0, 1.0) : 0;
+    alpha = Share(Dot(*correction, expressed), *energy);
+  } else if (rule == Target::kCrossValidated) {
+    const auto learnt = TimesInverse(*first, n, factor);
+    if (!learnt.ok()) return learnt.status();
+    alpha = Share(Dot(*learnt, *second), Dot(*correction, expressed));
   }
   for (size_t i = 0; i < w.size(); ++i) w[i] += static_cast<float>(alpha) * (*correction)[i];
   return CorrectedTarget{std::move(w), alpha};

@@ -1,9 +1,14 @@
 // Stage S2: the weights that a solver is asked for. The quantized layer sees inputs y, not the
 // original model's x. Of W (x - y) the part that a linear map of y can express is W D H^-1 y, D =
 // E[(x - y) y']; taking up a share alpha of it, W* = W + alpha W D H^-1, makes up for what earlier
-// layers lost. Taking all of it overfits small calibration sets; the closed form is the R^2 of that
-// regression. Source: CoreQ, arXiv:2602.05902; with the residual stream's drift E[(r - r~) y'] H^-1
-// added: WaterSIC, arXiv:2603.04956.
+// layers lost. Source: CoreQ, arXiv:2602.05902; with the residual stream's drift E[(r - r~) y']
+// H^-1 added: WaterSIC, arXiv:2603.04956.
+//
+// Taking all of it overfits small calibration sets. Target::kClosedForm takes the R^2 of that
+// regression (CoreQ). Target::kCrossValidated takes what shrinks the correction C = J H^-1 to the
+// least expected loss on other tokens: J is the true J0 plus noise, that alpha is <C, J0> / <C, J>,
+// and for J1, J2 of either half of the tokens <J1 H^-1, J2> tells <J0 H^-1, J0> without bias, for
+// their noise is independent.
 #pragma once
 
 #include <cstdint>
