@@ -156,6 +156,7 @@ absl::Status BlockQuantizer::MeasureDrift(Group group, GroupMetric& metric) {
   // A norm behind the projection stands between it and the residual stream.
   const bool residual = in_.recipe.residual && AddsToResidual(group) && !config_.post_norms;
   DriftMoments moments(InputsOf(config_, group), residual ? config_.hidden : 0,
+                       in_.training * in_.stream->length() / 2,
                        in_.recipe.target == Target::kClosedForm, in_.pool);
   const auto status = in_.stream->PairedInputs(
       group, in_.training, *in_.reference, [&](const CalibrationStream::PairedRows& rows) {

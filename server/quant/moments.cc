@@ -71,8 +71,9 @@ std::vector<double> Moments::Hessian() const {
   return h;
 }
 
-DriftMoments::DriftMoments(int64_t k, int64_t rows, bool energy, ThreadPool& pool)
-    : k_(k), rows_(rows), energy_wanted_(energy), pool_(pool) {
+DriftMoments::DriftMoments(int64_t k, int64_t rows, int64_t first_half, bool energy,
+                           ThreadPool& pool)
+    : k_(k), rows_(rows), first_half_(first_half), energy_wanted_(energy), pool_(pool) {
   for (const int half : {0, 1}) {
     cross_[half].resize(k * k);
     residual_cross_[half].resize(rows * k);
@@ -85,8 +86,9 @@ DriftMoments::DriftMoments(int64_t k, int64_t rows, bool energy, ThreadPool& poo
 absl::Status DriftMoments::Add(const float* quantized, const float* original,
                                const float* residual_quantized, const float* residual_original,
                                int64_t tokens) {
+  const int64_t of_first = std::clamp<int64_t>(first_half_ - tokens_[0], 0, tokens);
   for (const int half : {0, 1}) {
-    const int64_t begin = half * (tokens / 2), count = half == 0 ? tokens / 2 : tokens - begin;
+    const int64_t begin = half * of_first, count = half == 0 ? of_first : tokens - of_first;
     const auto status = ForEachPart(count, [&](int64_t first, int64_t part) {
       const int64_t at = begin + first;
       return AddPart(half, quantized + at * k_, original + at * k_, residual_quantized + at * rows_,

@@ -58,10 +58,12 @@ struct ResidualDrift {
 // Accumulates both. Not thread-safe.
 class DriftMoments {
  public:
-  // `rows` = 0: no residual stream. `energy`: gram, mixed and energy too. The pool must outlive it.
-  DriftMoments(int64_t k, int64_t rows, bool energy, ThreadPool& pool);
+  // `rows` = 0: no residual stream. The first `first_half` tokens added are the first half: make
+  // the halves as unlike as other data would be, for neighbours in a text are alike. `energy`:
+  // gram, mixed and energy too. The pool must outlive it.
+  DriftMoments(int64_t k, int64_t rows, int64_t first_half, bool energy, ThreadPool& pool);
   // quantized and original [tokens, k]: the inputs; residuals [tokens, rows], unread if rows = 0.
-  // The first half of these tokens belongs to the first half of all. Fails like Moments::Add.
+  // Fails like Moments::Add.
   absl::Status Add(const float* quantized, const float* original, const float* residual_quantized,
                    const float* residual_original, int64_t tokens);
   Drift drift() const;
@@ -74,7 +76,7 @@ class DriftMoments {
   Halves MeanHalves(const std::vector<double> (&sums)[2]) const;
   int64_t tokens() const { return tokens_[0] + tokens_[1]; }
 
-  int64_t k_, rows_;
+  int64_t k_, rows_, first_half_;
   bool energy_wanted_;
   ThreadPool& pool_;
   cpu::TokenPanels inputs_, drift_, residual_;

@@ -170,7 +170,7 @@ TEST_F(LayerTest, DriftCorrectionBringsOutputsCloser) {
   }
   Moments moments(p.k, pool_);
   ASSERT_TRUE(moments.Add(drifted.data(), p.tokens).ok());
-  DriftMoments drift_moments(p.k, 0, true, pool_);
+  DriftMoments drift_moments(p.k, 0, p.tokens / 2, true, pool_);
   ASSERT_TRUE(drift_moments.Add(drifted.data(), p.x.data(), nullptr, nullptr, p.tokens).ok());
   const Drift drift = drift_moments.drift();
   const auto output_error = [&](Target target) {

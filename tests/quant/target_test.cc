@@ -46,7 +46,7 @@ class TargetTest : public testing::Test {
     const auto tokens = static_cast<int64_t>(s.y.size()) / kInputs;
     Moments moments(kInputs, pool_);
     EXPECT_TRUE(moments.Add(s.y.data(), tokens).ok());
-    DriftMoments drift(kInputs, 0, rule == Target::kClosedForm, pool_);
+    DriftMoments drift(kInputs, 0, tokens / 2, rule == Target::kClosedForm, pool_);
     EXPECT_TRUE(drift.Add(s.y.data(), s.x.data(), nullptr, nullptr, tokens).ok());
     const Factor factor = *FactorHessian(moments.Hessian(), Order::kNatural, 1e-4);
     return *CorrectTarget(w_, kOutputs, factor, drift.drift(), nullptr, rule, alpha);
