@@ -148,14 +148,7 @@ absl::StatusOr<std::unique_ptr<CpuWeights>> LoadCpuWeights(const Checkpoint& che
 
 absl::StatusOr<int64_t> PlanWeightBytes(const PackedModel& model) {
   if (absl::Status present = CheckPresent(model); !present.ok()) return present;
-  std::vector<std::string> names = {HeadName(model.config())};
-  for (int64_t b = 0; b < model.config().layers; ++b) {
-    const BlockNames block = NamesOf(model.config(), b);
-    for (const auto* stack : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
-      names.insert(names.end(), stack->begin(), stack->end());
-    }
-  }
-  return StackBytes(model, names);
+  return StackBytes(model, ProductNames(model.config()));
 }
 
 }  // namespace babai

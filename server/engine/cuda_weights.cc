@@ -211,17 +211,10 @@ absl::StatusOr<std::unique_ptr<CudaWeights>> LoadCudaWeights(const PackedModel& 
 
 absl::StatusOr<CudaLinearPlan> PlanCudaWeights(const PackedModel& model) {
   if (absl::Status present = CheckPresent(model); !present.ok()) return present;
-  std::vector<std::string> names = {HeadName(model.config())};
-  for (int64_t b = 0; b < model.config().layers; ++b) {
-    const BlockNames block = NamesOf(model.config(), b);
-    for (const auto* stack : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
-      names.insert(names.end(), stack->begin(), stack->end());
-    }
-  }
   const absl::StatusOr<int64_t> embedding = EmbeddingBytes(model);
   if (!embedding.ok()) return embedding.status();
   CudaLinearPlan sum = {*embedding + VectorBytes(model), false};
-  for (const std::string& name : names) {
+  for (const std::string& name : ProductNames(model.config())) {
     const absl::StatusOr<CudaLinearPlan> plan = PlanCudaLinear(model, name);
     if (!plan.ok()) return plan;
     sum.bytes += plan->bytes, sum.dense |= plan->dense;

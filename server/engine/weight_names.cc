@@ -21,14 +21,20 @@ BlockNames NamesOf(const ModelConfig& config, int64_t block) {
   return names;
 }
 
-absl::Status CheckPresent(const PackedModel& model) {
-  std::vector<std::string> names = {std::string(kEmbeddingName), HeadName(model.config())};
-  for (int64_t b = 0; b < model.config().layers; ++b) {
-    const BlockNames block = NamesOf(model.config(), b);
+std::vector<std::string> ProductNames(const ModelConfig& config) {
+  std::vector<std::string> names = {HeadName(config)};
+  for (int64_t b = 0; b < config.layers; ++b) {
+    const BlockNames block = NamesOf(config, b);
     for (const auto* stack : {&block.qkv, &block.o, &block.gate_up, &block.down}) {
       names.insert(names.end(), stack->begin(), stack->end());
     }
   }
+  return names;
+}
+
+absl::Status CheckPresent(const PackedModel& model) {
+  std::vector<std::string> names = ProductNames(model.config());
+  names.emplace_back(kEmbeddingName);
   for (const std::string& name : names) {
     if (model.Has(name)) continue;
     return Refuse(absl::StatusCode::kDataLoss, reason::kInvalidModelFile, name,

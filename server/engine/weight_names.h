@@ -22,8 +22,11 @@ struct BlockNames {
 };
 BlockNames NamesOf(const ModelConfig& config, int64_t block);
 
-// Every matrix that the configuration asks for. DataLoss INVALID_MODEL_FILE names one that is
-// missing.
+// Every matrix that a runner multiplies with: the head and those of the blocks.
+std::vector<std::string> ProductNames(const ModelConfig& config);
+
+// Whether every matrix that the configuration asks for is there. DataLoss INVALID_MODEL_FILE names
+// one that is missing.
 absl::Status CheckPresent(const PackedModel& model);
 
 }  // namespace babai

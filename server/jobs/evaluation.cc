@@ -52,6 +52,14 @@ absl::Status ApplyHead(const ModelConfig& config, const ModelParams& params, Sta
   return status;
 }
 
+// KL(P || Q) of one position; p is the softmax of p_logits and p_norm their log(sum(exp)).
+double KlOf(const float* p, const float* p_logits, double p_norm, const float* q_logits,
+            int64_t vocab) {
+  double kl = cpu::LogSumExp(q_logits, vocab) - p_norm;
+  for (int64_t v = 0; v < vocab; ++v) kl += p[v] * (double{p_logits[v]} - q_logits[v]);
+  return kl;
+}
+
 absl::Status LogitsNotFinite() {
   return Refuse(absl::StatusCode::kFailedPrecondition, reason::kCalibrationNonFinite, "calibration",
                 "the model gives logits that are not finite");
@@ -159,10 +167,9 @@ absl::StatusOr<std::vector<double>> MeanKls(const ModelConfig& config, const Mod
       if (!status.ok()) return status;
       pool.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
         for (int64_t r = from; r < to; ++r) {
-          double kl = cpu::LogSumExp(q_logits.data() + r * config.vocab, config.vocab) - p_norms[r];
-          for (int64_t v = r * config.vocab; v < (r + 1) * config.vocab; ++v)
-            kl += p[v] * (double{p_logits[v]} - q_logits[v]);
-          kls[r] = kl;
+          const int64_t row = r * config.vocab;
+          kls[r] = KlOf(p.data() + row, p_logits.data() + row, p_norms[r], q_logits.data() + row,
+                        config.vocab);
         }
       });
       for (const double kl : kls) sums[i] += kl / static_cast<double>(positions);

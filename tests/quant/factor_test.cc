@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "server/quant/layer.h"
 #include "server/quant/order.h"
@@ -67,6 +68,33 @@ TEST_F(MomentsTest, RefusesWhatIsNotFinite) {
     const absl::Status s = m.Add(p.x.data(), 20);
     EXPECT_EQ(s.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_EQ(ReasonOf(s), reason::kCalibrationNonFinite);
+  }
+}
+
+// Halves are of all tokens, in whatever portions they come.
+TEST_F(MomentsTest, DriftIsTheMeanOfEitherHalf) {
+  constexpr int64_t kInputs = 8, kTokens = 50, kFirst = 25;
+  const Problem y = MakeProblem(1, kInputs, kTokens, 5), x = MakeProblem(1, kInputs, kTokens, 6);
+  DriftMoments moments(kInputs, 0, kFirst, false, pool_);
+  for (const auto& [begin, end] : {std::pair{0, 10}, {10, 40}, {40, 50}}) {
+    const int64_t at = begin * kInputs;
+    ASSERT_TRUE(moments.Add(y.x.data() + at, x.x.data() + at, nullptr, nullptr, end - begin).ok());
+  }
+  const Drift drift = moments.drift();
+  EXPECT_EQ(drift.tokens, kTokens);
+  EXPECT_EQ(drift.cross.first_share, 0.5);
+  EXPECT_TRUE(drift.gram.empty());
+  for (const auto& [begin, half] :
+       {std::pair{int64_t{0}, &drift.cross.first}, std::pair{kFirst, &drift.cross.second}}) {
+    for (int64_t i = 0; i < kInputs * kInputs; ++i) {
+      double want = 0, magnitude = 0;
+      for (int64_t t = begin; t < begin + kFirst; ++t) {
+        const int64_t a = t * kInputs + i / kInputs, b = t * kInputs + i % kInputs;
+        want += (double{x.x[a]} - y.x[a]) * y.x[b] / kFirst;
+        magnitude += std::abs((double{x.x[a]} - y.x[a]) * y.x[b]) / kFirst;
+      }
+      EXPECT_NEAR((*half)[i], want, kTokens * 0x1p-23 * magnitude);
+    }
   }
 }
 
