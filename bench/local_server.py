@@ -13,7 +13,7 @@ class CommandFailed(SystemExit):
 
 
 class LocalServer:
-    def __init__(self, bin_dir, roots, threads=2, data_dir=None):
+    def __init__(self, bin_dir, roots, threads=2, data_dir=None, flags=()):
         self.bin = pathlib.Path(bin_dir or REPOSITORY / "build/release/bin")
         self._temp = None if data_dir else tempfile.TemporaryDirectory(prefix="babai-bench-")
         data = pathlib.Path(data_dir or self._temp.name)
@@ -21,7 +21,7 @@ class LocalServer:
         self.log = open(data / "server.log", "w", encoding="utf-8")
         self.process = subprocess.Popen(
             [self.bin / "babai-server", "--listen", "127.0.0.1:0", "--metrics_listen", "127.0.0.1:0", "--threads", str(threads),
-             "--data_dir", str(data / "data"), "--model_roots", ",".join(str(r) for r in roots)],
+             "--data_dir", str(data / "data"), "--model_roots", ",".join(str(r) for r in roots), *flags],
             stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         match = re.search(r"listen=(\S+)", line)
