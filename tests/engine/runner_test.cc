@@ -16,36 +16,13 @@
 #include "server/reason/reason.h"
 #include "tests/engine/feeder.h"
 #include "tests/engine/tiny_packed.h"
+#include "tests/model/map_checkpoint.h"
 #include "tests/store/temp_dir.h"
 
 namespace babai {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A checkpoint in memory.
-class MapCheckpoint final : public Checkpoint {
- public:
-  explicit MapCheckpoint(ModelConfig config) : config_(std::move(config)) {}
-  void Add(TensorInfo info, std::vector<float> values) {
-    values_[info.name] = std::move(values);
-    tensors_.push_back(std::move(info));
-  }
-  std::vector<float>& values(const std::string& name) { return values_.at(name); }
-  const ModelConfig& config() const override { return config_; }
-  const TokenizerSource& tokenizer() const override { return tokenizer_; }
-  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
-  absl::StatusOr<std::vector<float>> Read(std::string_view name) const override {
-    return values_.at(std::string(name));
-  }
-  absl::StatusOr<std::string> Digest() const override { return std::string(); }
-
- private:
-  ModelConfig config_;
-  TokenizerSource tokenizer_;
-  std::vector<TensorInfo> tensors_;
-  std::map<std::string, std::vector<float>> values_;
-};
 
 // y [m, n] = x [m, k] W' by the definition.
 std::vector<float> Product(const std::vector<float>& x, const std::vector<float>& w, int64_t k) {
