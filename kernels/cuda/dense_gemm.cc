@@ -1,103 +1,23 @@
 #include "kernels/cuda/dense_gemm.h"
 
-#include <dlfcn.h>
-
-#include <cstdint>
-#include <utility>
-
-#include "absl/strings/str_cat.h"
-
 namespace babai::cuda {
-namespace {
-
-// The four calls and the constants of the C interface that we use (cuBLAS 13 library reference);
-// its header does not come with the compiler's wheels.
-using Handle = void*;
-constexpr int kTranspose = 1, kNoTranspose = 0;                // cublasOperation_t
-constexpr int kReal16F = 2, kReal16Bf = 14, kCompute32F = 68;  // cudaDataType, cublasComputeType_t
-constexpr int kDefaultAlgorithm = -1;                          // cublasGemmAlgo_t
-
-struct Library {
-  int (*create)(Handle*);
-  int (*destroy)(Handle);
-  int (*set_stream)(Handle, cudaStream_t);
-  int (*set_workspace)(Handle, void*, size_t);
-  int (*gemm)(Handle, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
-              int, const void*, void*, int, int, int, int);
-};
-
-template <typename Fn>
-bool Find(void* library, const char* name, Fn* fn) {
-  *fn = reinterpret_cast<Fn>(dlsym(library, name));
-  return *fn != nullptr;
-}
-
-// Opened once and never closed: it keeps state in the driver.
-absl::StatusOr<Library> Open() {
-  constexpr char kName[] = "libcublas.so.13";
-  void* const opened = dlopen(kName, RTLD_NOW | RTLD_LOCAL);
-  if (opened == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(kName,
-                     " is needed for weights that are not packed and is not on the library "
-                     "path (LD_LIBRARY_PATH)"));
-  }
-  Library library;
-  if (Find(opened, "cublasCreate_v2", &library.create) &&
-      Find(opened, "cublasDestroy_v2", &library.destroy) &&
-      Find(opened, "cublasSetStream_v2", &library.set_stream) &&
-      Find(opened, "cublasSetWorkspace_v2", &library.set_workspace) &&
-      Find(opened, "cublasGemmEx", &library.gemm)) {
-    return library;
-  }
-  return absl::FailedPreconditionError(absl::StrCat(kName, " lacks a function of cuBLAS 13"));
-}
-
-class CublasGemm final : public DenseGemm {
- public:
-  CublasGemm(const Library& library, Handle handle, Buffer workspace)
-      : library_(library), handle_(handle), workspace_(std::move(workspace)) {}
-  ~CublasGemm() override { library_.destroy(handle_); }
-
-  // Their matrices are column-major: W [n, k] is k x n there, x is k x m, y n x m.
-  absl::Status Run(const DenseGemmArgs& a) override {
-    const float one = 1, zero = 0;
-    const int type = a.dtype == Dtype::kFp16 ? kReal16F : kReal16Bf;
-    const int error =
-        library_.gemm(handle_, kTranspose, kNoTranspose, a.n, a.m, a.k, &one, a.weights, type, a.k,
-                      a.x, type, a.k, &zero, a.y, type, a.n, kCompute32F, kDefaultAlgorithm);
-    if (error == 0) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("cublasGemmEx: status ", error));
-  }
-
-  absl::Status Bind(const Stream& stream) {
-    if (library_.set_stream(handle_, stream.get()) == 0 &&
-        library_.set_workspace(handle_, workspace_.data(), workspace_.bytes()) == 0) {
-      return absl::OkStatus();
-    }
-    return absl::InternalError("cuBLAS refused the stream or its workspace");
-  }
-
- private:
-  const Library library_;
-  const Handle handle_;
-  const Buffer workspace_;
-};
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<DenseGemm>> DenseGemm::Make(const Stream& stream) {
-  static const absl::StatusOr<Library> library = Open();
-  if (!library.ok()) return library.status();
-  absl::StatusOr<Buffer> workspace = Buffer::OnDevice(kWorkspaceBytes);
-  if (!workspace.ok()) return workspace.status();
-  Handle handle = nullptr;
-  if (const int error = library->create(&handle); error != 0) {
-    return absl::InternalError(absl::StrCat("cublasCreate: status ", error));
-  }
-  auto gemm = std::make_unique<CublasGemm>(*library, handle, *std::move(workspace));
-  if (absl::Status bound = gemm->Bind(stream); !bound.ok()) return bound;
-  return std::unique_ptr<DenseGemm>(std::move(gemm));
+  absl::StatusOr<std::unique_ptr<Cublas>> cublas = Cublas::Make(stream);
+  if (!cublas.ok()) return cublas.status();
+  return std::make_unique<DenseGemm>(*std::move(cublas));
+}
+
+// Their matrices are column-major: W [n, k] is k x n there, x is k x m, y n x m.
+absl::Status DenseGemm::Run(const DenseGemmArgs& a) {
+  GemmCall call;
+  call.transpose_a = true;
+  call.m = a.n, call.n = a.m, call.k = a.k;
+  call.a = a.weights, call.lda = a.k;
+  call.b = a.x, call.ldb = a.k;
+  call.c = a.y, call.ldc = a.n;
+  call.input = call.output = ElementOf(a.dtype);
+  return cublas_->Gemm(call);
 }
 
 }  // namespace babai::cuda

@@ -1,5 +1,4 @@
-// y = x * W^T with dense 16-bit weights, by cuBLAS opened at run time, so that a binary starts on a
-// machine without it.
+// y = x * W^T with dense 16-bit weights, by cuBLAS.
 //
 //   regime    any m: heads and linears that are not packed
 //   numerics  fp32 sums, one rounding of y; deterministic for a shape on one stream
@@ -8,8 +7,10 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <utility>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/packed_layout.h"
 
@@ -26,15 +27,18 @@ struct DenseGemmArgs {  // device pointers, owned by the caller
 // For one stream.
 class DenseGemm {
  public:
-  static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+  static constexpr int64_t kWorkspaceBytes = Cublas::kWorkspaceBytes;
 
-  // FailedPrecondition: libcublas.so.13 is not on the library path, or too old.
-  // ResourceExhausted: no memory for its workspace.
+  // Errors of Cublas::Make.
   static absl::StatusOr<std::unique_ptr<DenseGemm>> Make(const Stream& stream);
-  virtual ~DenseGemm() = default;
+  explicit DenseGemm(std::unique_ptr<Cublas> cublas) : cublas_(std::move(cublas)) {}
 
   // Enqueues and returns without waiting. Internal: cuBLAS refused.
-  virtual absl::Status Run(const DenseGemmArgs& args) = 0;
+  absl::Status Run(const DenseGemmArgs& args);
+  Cublas& cublas() { return *cublas_; }
+
+ private:
+  const std::unique_ptr<Cublas> cublas_;
 };
 
 }  // namespace babai::cuda

@@ -36,7 +36,10 @@ std::vector<double> SquaredReach(const TableGrid& grid, int64_t row) {
 }  // namespace
 
 double BabaiBound(const UniformGrid& grid, const Factor* factor) {
-  const std::vector<double> pivots = SquaredPivots(factor, grid.cols);
+  return BabaiBound(grid, SquaredPivots(factor, grid.cols));
+}
+
+double BabaiBound(const UniformGrid& grid, absl::Span<const double> pivots) {
   std::vector<double> sums(grid.groups());
   for (int64_t c = 0; c < grid.cols; ++c) sums[c / grid.group] += pivots[c];
   double bound = 0;
@@ -73,27 +76,34 @@ double BabaiBound(const IntegerGrid& grid, const Factor* factor) {
   return bound / 4 * static_cast<double>(grid.rows);
 }
 
-double RateGapBits(const Factor& factor) {
+double RateGapBits(const Factor& factor) { return RateGapBits(SquaredPivots(&factor, factor.k)); }
+
+double RateGapBits(absl::Span<const double> pivots) {
   double sum = 0, log_sum = 0;
-  for (int64_t p = 0; p < factor.k; ++p) {
-    const double l = factor.l[p * factor.k + p];
-    sum += l * l;
-    log_sum += 2 * std::log2(l);
+  for (const double pivot : pivots) {
+    sum += pivot;
+    log_sum += std::log2(pivot);
   }
-  const double k = static_cast<double>(factor.k);
+  const double k = static_cast<double>(pivots.size());
   return std::max(0.0, 0.5 * (std::log2(sum / k) - log_sum / k));
+}
+
+double EntropyOfCounts(absl::Span<const int64_t> counts) {
+  const double codes =
+      static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
+  double entropy = 0;
+  for (int64_t count : counts) {
+    if (count == 0) continue;
+    const double share = static_cast<double>(count) / codes;
+    entropy -= share * std::log2(share);
+  }
+  return entropy;
 }
 
 double EntropyBits(absl::Span<const uint8_t> codes) {
   std::array<int64_t, 256> counts = {};
   for (uint8_t code : codes) ++counts[code];
-  double entropy = 0;
-  for (int64_t count : counts) {
-    if (count == 0) continue;
-    const double share = static_cast<double>(count) / static_cast<double>(codes.size());
-    entropy -= share * std::log2(share);
-  }
-  return entropy;
+  return EntropyOfCounts(counts);
 }
 
 double EntropyBits(absl::Span<const int32_t> codes) { return EmpiricalEntropy(codes); }

@@ -15,6 +15,9 @@ namespace babai {
 // neighbouring values: in a table, that of the value taken to the further of its two neighbours
 // (arXiv:2507.18553, Theorem 5). Says nothing about integers whose values are not their steps.
 double BabaiBound(const UniformGrid& grid, const Factor* factor);
+// The same, and the gap below, from L_pp^2 by original column.
+double BabaiBound(const UniformGrid& grid, absl::Span<const double> squared_pivots);
+double RateGapBits(absl::Span<const double> squared_pivots);
 double BabaiBound(const TableGrid& grid, absl::Span<const uint8_t> codes, const Factor* factor);
 double BabaiBound(const IntegerGrid& grid, const Factor* factor);
 
@@ -25,6 +28,8 @@ double RateGapBits(const Factor& factor);
 // Empirical entropy of the codes, in bits a code.
 double EntropyBits(absl::Span<const uint8_t> codes);
 double EntropyBits(absl::Span<const int32_t> codes);
+// From how often each code is there.
+double EntropyOfCounts(absl::Span<const int64_t> counts);
 
 // Everything but bits_per_weight, which only what is stored tells. UniformGrid, TableGrid,
 // IntegerGrid.

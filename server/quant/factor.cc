@@ -13,7 +13,6 @@
 namespace babai {
 namespace {
 
-constexpr int kMaxDoublings = 6;
 // An input below this fraction of the median activity is dead. The median, because the mean of a
 // heavy-tailed diagonal (the input of a gated MLP's last projection) would call most inputs dead.
 constexpr double kDeadFraction = 1e-3;
@@ -28,7 +27,7 @@ double Median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-double Mean(const std::vector<double>& v) {
+double Mean(absl::Span<const double> v) {
   double sum = 0;
   for (double x : v) sum += x;
   return sum / static_cast<double>(v.size());
@@ -36,17 +35,12 @@ double Mean(const std::vector<double>& v) {
 
 // A dead input keeps its own (floored) activity but is cut off from the others: its weights go to
 // the nearest grid value and neither give errors to other columns nor take theirs.
-int64_t IsolateDeadColumns(std::vector<double>& h, const std::vector<double>& diag, int64_t k) {
-  const double median = Median(diag);
-  const double floor = median > 0 ? kDeadFraction * median : Mean(diag);
-  int64_t dead = 0;
+void IsolateDeadColumns(std::vector<double>& h, const DampingPlan& plan, int64_t k) {
   for (int64_t d = 0; d < k; ++d) {
-    if (diag[d] > 0 && diag[d] >= kDeadFraction * median) continue;
+    if (plan.dead[d] == 0) continue;
     for (int64_t i = 0; i < k; ++i) h[d * k + i] = h[i * k + d] = 0;
-    h[d * k + d] = std::max(diag[d], floor);
-    ++dead;
+    h[d * k + d] = plan.diag[d];
   }
-  return dead;
 }
 
 // h in sweep order, lower triangle.
@@ -78,6 +72,30 @@ absl::StatusOr<bool> TryFactor(const std::vector<double>& damped, Order order, F
 
 }  // namespace
 
+absl::StatusOr<DampingPlan> PlanDamping(absl::Span<const double> diag) {
+  DampingPlan plan = {{diag.begin(), diag.end()}, std::vector<uint8_t>(diag.size(), 0)};
+  plan.mean = Mean(diag);
+  if (!std::isfinite(plan.mean) || plan.mean <= 0) {
+    return NotPositiveDefinite("every input of the layer is zero on the calibration data");
+  }
+  const double median = Median(plan.diag);
+  const double floor = median > 0 ? kDeadFraction * median : plan.mean;
+  for (size_t d = 0; d < diag.size(); ++d) {
+    if (diag[d] > 0 && diag[d] >= kDeadFraction * median) continue;
+    plan.diag[d] = std::max(diag[d], floor);
+    plan.dead[d] = 1;
+    ++plan.dead_columns;
+  }
+  return plan;
+}
+
+absl::Status NoCholeskyFactor(double relative) {
+  return NotPositiveDefinite(absl::StrCat(
+      "the second moment of the layer's inputs has no Cholesky factor even with ", relative,
+      " of its mean diagonal added: use more "
+      "calibration data or a larger recipe.damping"));
+}
+
 absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, double damping) {
   Factor f;
   f.k = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(hessian.size()))));
@@ -85,25 +103,21 @@ absl::StatusOr<Factor> FactorHessian(std::vector<double> hessian, Order order, d
     return InvalidField("hessian", "must be square and not empty");
   }
   for (int64_t i = 0; i < f.k; ++i) f.diag_h.push_back(hessian[i * f.k + i]);
-  const double mean = Mean(f.diag_h);
-  if (!std::isfinite(mean) || mean <= 0) {
-    return NotPositiveDefinite("every input of the layer is zero on the calibration data");
-  }
-  f.dead_columns = IsolateDeadColumns(hessian, f.diag_h, f.k);
-  f.damping = damping * mean;
+  const auto plan = PlanDamping(f.diag_h);
+  if (!plan.ok()) return plan.status();
+  IsolateDeadColumns(hessian, *plan, f.k);
+  f.dead_columns = plan->dead_columns;
+  f.damping = damping * plan->mean;
   AddToDiagonal(hessian, f.k, f.damping);
   for (;; ++f.damping_doublings) {
     const auto done = TryFactor(hessian, order, f);
     if (!done.ok()) return done.status();
     if (*done) return f;
-    if (f.damping_doublings == kMaxDoublings || f.damping == 0) break;
+    if (f.damping_doublings == kMostDampingDoublings || f.damping == 0) break;
     AddToDiagonal(hessian, f.k, f.damping);  // twice what it was
     f.damping *= 2;
   }
-  return NotPositiveDefinite(absl::StrCat(
-      "the second moment of the layer's inputs has no Cholesky factor even with ", f.damping / mean,
-      " of its mean diagonal added: use more "
-      "calibration data or a larger recipe.damping"));
+  return NoCholeskyFactor(f.damping / plan->mean);
 }
 
 std::vector<double> SquaredPivots(const Factor* factor, int64_t cols) {

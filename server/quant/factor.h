@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/quant/recipe.h"
 
 namespace babai {
@@ -23,6 +24,21 @@ struct Factor {
   int damping_doublings = 0;   // 0 unless the first factorization failed
   int64_t dead_columns = 0;
 };
+
+// What a second moment's diagonal alone decides before the factorization.
+struct DampingPlan {
+  std::vector<double> diag;   // floored where the input is dead, undamped; original order
+  std::vector<uint8_t> dead;  // 1 = dead
+  int64_t dead_columns = 0;
+  double mean = 0;  // of the given diagonal: what damping is a fraction of
+};
+// FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: it is all zero, or not finite.
+absl::StatusOr<DampingPlan> PlanDamping(absl::Span<const double> diag);
+
+// A factorization that fails is tried again with twice the damping, so often.
+inline constexpr int kMostDampingDoublings = 6;
+// FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: not even with `relative` of the mean diagonal.
+absl::Status NoCholeskyFactor(double relative);
 
 // Factors `hessian` [k, k] (symmetric) with `damping` times its mean diagonal added.
 // FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: no factor after 6 doublings of the damping, or

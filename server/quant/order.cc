@@ -14,19 +14,6 @@ namespace {
 // GEMM.
 constexpr int64_t kPanel = 64;
 
-std::vector<int32_t> NaturalOrder(int64_t k) {
-  std::vector<int32_t> order(k);
-  std::iota(order.begin(), order.end(), 0);
-  return order;
-}
-
-std::vector<int32_t> ActivationOrder(const std::vector<double>& h, int64_t k) {
-  std::vector<int32_t> order = NaturalOrder(k);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return h[a * k + a] < h[b * k + b]; });
-  return order;
-}
-
 // A Cholesky factorization with the smallest pivot next. Rows are never moved: a chosen column
 // stays where it is and is marked by an infinite pivot.
 class MinPivot {
@@ -83,17 +70,22 @@ class MinPivot {
 
 }  // namespace
 
+std::vector<int32_t> DiagonalOrder(Order order, absl::Span<const double> diag) {
+  std::vector<int32_t> columns(diag.size());
+  std::iota(columns.begin(), columns.end(), 0);
+  if (order == Order::kActivation) {
+    std::stable_sort(columns.begin(), columns.end(),
+                     [&](int32_t a, int32_t b) { return diag[a] < diag[b]; });
+  }
+  return columns;
+}
+
 absl::StatusOr<std::vector<int32_t>> SweepOrder(Order order, const std::vector<double>& h,
                                                 int64_t k) {
-  switch (order) {
-    case Order::kActivation:
-      return ActivationOrder(h, k);
-    case Order::kMinPivot:
-      return MinPivot(h, k).Run();
-    case Order::kNatural:
-      break;
-  }
-  return NaturalOrder(k);
+  if (order == Order::kMinPivot) return MinPivot(h, k).Run();
+  std::vector<double> diag(k);
+  for (int64_t i = 0; i < k; ++i) diag[i] = h[i * k + i];
+  return DiagonalOrder(order, diag);
 }
 
 }  // namespace babai

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/quant/recipe.h"
 
 namespace babai {
@@ -22,5 +23,8 @@ namespace babai {
 // only).
 absl::StatusOr<std::vector<int32_t>> SweepOrder(Order order, const std::vector<double>& h,
                                                 int64_t k);
+
+// The orders that the diagonal decides alone: kNatural and kActivation.
+std::vector<int32_t> DiagonalOrder(Order order, absl::Span<const double> diag);
 
 }  // namespace babai
