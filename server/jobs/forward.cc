@@ -16,32 +16,6 @@ int64_t ChunkSequences(int64_t length) { return std::max<int64_t>(1, kChunkToken
 
 }  // namespace
 
-std::vector<std::string> LinearsOf(const ModelConfig& config, Group group) {
-  switch (group) {
-    case Group::kQkv:
-      return {"q", "k", "v"};
-    case Group::kO:
-      return {"o"};
-    case Group::kGateUp:
-      return config.gated_mlp ? std::vector<std::string>{"gate", "up"}
-                              : std::vector<std::string>{"up"};
-    case Group::kDown:
-      return {"down"};
-  }
-  return {};
-}
-
-int64_t InputsOf(const ModelConfig& config, Group group) {
-  switch (group) {
-    case Group::kO:
-      return config.q_rows();
-    case Group::kDown:
-      return config.intermediate;
-    default:
-      return config.hidden;
-  }
-}
-
 void StackedWeights::Add(std::vector<float> weight) {
   begins_.push_back(outputs_);
   outputs_ += static_cast<int64_t>(weight.size()) / inputs_;

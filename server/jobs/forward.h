@@ -19,18 +19,14 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/thread_pool.h"
 #include "server/engine/block.h"
+#include "server/engine/linear_group.h"
 #include "server/jobs/calibration.h"
 #include "server/model/config.h"
 
 namespace babai {
 
-// The four groups of linears of a block that share an input, in the order of the forward pass.
-enum class Group { kQkv, kO, kGateUp, kDown };
-inline constexpr Group kGroups[] = {Group::kQkv, Group::kO, Group::kGateUp, Group::kDown};
-// "q", "k", "v" ...
-std::vector<std::string> LinearsOf(const ModelConfig& config, Group group);
-// Width of the group's input.
-int64_t InputsOf(const ModelConfig& config, Group group);
+using Group = LinearGroup;
+inline constexpr const auto& kGroups = kLinearGroups;
 
 // Weights [n, k] of the linears of a group, stacked by rows: one product instead of three.
 class StackedWeights {

@@ -1,0 +1,262 @@
+// How fast does the GPU quantize a model of Llama-3-8B's shape?
+//
+//   quantize [--samples 128] [--length 2048] [--bits 4] [--group 128] [--layers 32]
+//            [--symmetric 0] [--recompute 0]
+//
+// The recipe "babai". Weights are random normals made on the device, block after block, and tokens
+// are random ids into a random embedding: the times are those of a real model, the quality means
+// nothing. Reading a checkpoint and writing the packed model are not in it; what the host makes of
+// each group (packed matrices with their certificates, in ordinary memory) is. Limits are those of
+// an H200: 787 TFLOP/s of 16-bit products (forward, moments' lower triangle), 67 of fp64 (Cholesky)
+// and of fp32 (what the sweep passes on). --recompute 1 runs the MLP's inner part again for its
+// last product instead of keeping its activations.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "random_weights.h"
+#include "server/engine/cuda_calibration.h"
+#include "server/quant/cuda_group.h"
+
+namespace babai {
+namespace {
+
+constexpr double kHalfFlops = 787e12, kDoubleFlops = 67e12, kFloatFlops = 67e12;
+constexpr int kMakingPhase = kCudaPhases;  // of random weights
+
+struct Options {
+  int samples = 128, length = 2048, bits = 4, group = 128, layers = 32;
+  bool symmetric = false, recompute = false;
+};
+
+template <typename T>
+T Must(absl::StatusOr<T> value) {
+  if (value.ok()) return *std::move(value);
+  std::fprintf(stderr, "quantize: %s\n", value.status().ToString().c_str());
+  std::exit(1);
+}
+void Must(const absl::Status& status) { Must<int>(status.ok() ? absl::StatusOr<int>(0) : status); }
+void Must(cudaError_t error) { Must(cuda::FromCuda(error, "cuda")); }
+
+Options Parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string flag = argv[i];
+    const int value = std::atoi(argv[i + 1]);
+    if (flag == "--samples") {
+      o.samples = value;
+    } else if (flag == "--length") {
+      o.length = value;
+    } else if (flag == "--bits") {
+      o.bits = value;
+    } else if (flag == "--group") {
+      o.group = value;
+    } else if (flag == "--layers") {
+      o.layers = value;
+    } else if (flag == "--symmetric") {
+      o.symmetric = value != 0;
+    } else if (flag == "--recompute") {
+      o.recompute = value != 0;
+    } else {
+      std::fprintf(stderr, "quantize: unknown %s; see the head of bench/quantize.cc\n",
+                   flag.c_str());
+      std::exit(2);
+    }
+  }
+  return o;
+}
+
+ModelConfig Llama3Shape(int layers) {
+  ModelConfig c;
+  c.family = "llama";
+  c.vocab = 128256, c.hidden = 4096, c.intermediate = 14336, c.layers = layers;
+  c.heads = 32, c.kv_heads = 8, c.head_dim = 128, c.max_positions = 8192;
+  Rope rope;
+  for (int i = 0; i < c.head_dim / 2; ++i) {
+    rope.inv_freq.push_back(static_cast<float>(std::pow(500000.0, -2.0 * i / c.head_dim)));
+  }
+  c.ropes = {rope};
+  c.layer.resize(c.layers);
+  c.attention_scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+  return c;
+}
+
+// "VmHWM:    12345 kB" of /proc/self/status, in GB.
+double PeakHostGb() {
+  std::ifstream file("/proc/self/status");
+  std::string key;
+  while (file >> key) {
+    double kb = 0;
+    if (key == "VmHWM:" && file >> kb) return kb / 1e6;
+  }
+  return 0;
+}
+
+class Bench {
+ public:
+  explicit Bench(const Options& o) : o_(o), config_(Llama3Shape(o.layers)) {
+    recipe_ = Must(PresetRecipe("babai"));
+    recipe_.bits = o.bits, recipe_.group_size = o.group, recipe_.symmetric = o.symmetric;
+    for (const LinearGroup group : kLinearGroups) {
+      shapes_.push_back({OutputsOf(config_, group), InputsOf(config_, group)});
+    }
+    stream_ = Must(cuda::Stream::Make());
+    cublas_ = Must(cuda::Cublas::Make(stream_));
+    clock_ = std::make_unique<cuda::PhaseClock>(stream_, kCudaPhases + 1);
+    BlockParams params;
+    params.attn_norm.weight = params.mlp_norm.weight = std::vector<float>(config_.hidden, 1.0f);
+    calibration_ = Must(CudaCalibration::Make(config_, {o.samples, o.length, !o.recompute},
+                                              std::vector<BlockParams>(config_.layers, params),
+                                              stream_, *cublas_));
+    calibration_->OnForward([this] { return clock_->Enter(kForwardPhase); });
+    solver_ = Must(
+        CudaGroupSolver::Make(shapes_, recipe_, calibration_->dtype(), stream_, *cublas_, *clock_));
+    int64_t widest = 0;
+    for (const CudaGroupShape& s : shapes_) widest = std::max(widest, s.n() * s.k);
+    mlp_ = Must(cuda::Buffer::OnDevice(2 * widest));
+    other_ = Must(cuda::Buffer::OnDevice(2 * widest));
+    Embed();
+  }
+
+  void Run() {
+    using Clock = std::chrono::steady_clock;
+    Must(stream_.Synchronize());
+    const auto start = Clock::now();
+    for (int64_t block = 0; block < config_.layers; ++block) {
+      calibration_->BeginBlock(block);
+      for (int g = 0; g < 4; ++g) RunGroup(block, g);
+    }
+    Collect();
+    Must(stream_.Synchronize());
+    wall_ = std::chrono::duration<double>(Clock::now() - start).count();
+    Must(clock_->Settle());
+    Print();
+  }
+
+ private:
+  void Embed() {
+    const cuda::Buffer table = Must(cuda::Buffer::OnDevice(config_.vocab * config_.hidden * 4));
+    Must(RandomNormals(table.data<float>(), config_.vocab * config_.hidden, 1.0f, 99,
+                       stream_.get()));
+    std::mt19937 rng(1);
+    std::vector<std::vector<int32_t>> ids(o_.samples, std::vector<int32_t>(o_.length));
+    for (auto& sequence : ids) {
+      for (int32_t& id : sequence) id = static_cast<int32_t>(rng() % config_.vocab);
+    }
+    cuda::EmbeddingTable embedding;
+    embedding.kind = cuda::EmbeddingTable::Kind::kFp32, embedding.values = table.data();
+    Must(calibration_->Embed(embedding, nullptr, ids));
+  }
+
+  void RunGroup(int64_t block, int g) {
+    const LinearGroup group = kLinearGroups[g];
+    const CudaGroupShape& shape = shapes_[g];
+    Must(solver_->Begin(shape));
+    Must(calibration_->Inputs(group, o_.samples, [&](const void* x, int64_t tokens) {
+      return solver_->AddInputs(x, tokens);
+    }));
+    Must(clock_->Enter(kMakingPhase));
+    const float sigma = 1 / std::sqrt(static_cast<float>(shape.k));
+    Must(RandomNormals(solver_->stack(), shape.n() * shape.k, sigma, block * 4 + g, stream_.get()));
+    Collect();  // the group before, while the device is busy
+    Must(solver_->Solve());
+    pending_ = true;
+    const cuda::Buffer& weights = group == LinearGroup::kGateUp ? mlp_ : other_;
+    Must(solver_->Decode(weights.data()));
+    Must(calibration_->Advance(group, weights.data()));
+    if (g == 3) peak_ = std::max(peak_, UsedGb());
+  }
+
+  void Collect() {
+    if (!pending_) return;
+    pending_ = false;
+    for (const QuantizedLinear& linear : Must(solver_->Finish())) {
+      worst_ = std::max(worst_, linear.certificate.relative_error);
+      packed_bytes_ += linear.packed.bytes();
+    }
+  }
+
+  static double UsedGb() {
+    const cuda::DeviceMemory memory = Must(cuda::GetDeviceMemory());
+    return static_cast<double>(memory.total - memory.free) / 1e9;
+  }
+
+  void Print() const {
+    const double tokens = static_cast<double>(o_.samples) * o_.length;
+    double weights = 0, squares = 0, cubes = 0, passed = 0;
+    for (const CudaGroupShape& s : shapes_) {
+      const double n = static_cast<double>(s.n()), k = static_cast<double>(s.k);
+      weights += n * k, squares += k * k, cubes += k * k * k / 3, passed += n * k * k;
+    }
+    const double layers = static_cast<double>(config_.layers);
+    const double attention =
+        2 * tokens * o_.length * static_cast<double>(config_.q_rows());  // causal
+    const struct {
+      const char* name;
+      double limit;
+    } phases[] = {{"forward", layers * (2 * tokens * weights + attention) / kHalfFlops},
+                  {"moments", layers * tokens * squares / kHalfFlops},
+                  {"factor", layers * cubes / kDoubleFlops},
+                  {"scales", 0},
+                  {"sweep", layers * passed / kFloatFlops},
+                  {"packing", 0},
+                  {"(making weights)", 0}};
+    double busy = 0;
+    std::printf("%d x %d tokens, babai W%d g%d, %lld blocks, weights random\n", o_.samples,
+                o_.length, o_.bits, o_.group, static_cast<long long>(config_.layers));
+    for (int p = 0; p <= kCudaPhases; ++p) {
+      const double seconds = clock_->totals()[p];
+      busy += seconds;
+      std::printf("%-18s %8.3f s", phases[p].name, seconds);
+      if (phases[p].limit > 0) {
+        std::printf("  limit %7.3f s (%2.0f %%)", phases[p].limit, 100 * phases[p].limit / seconds);
+      }
+      std::printf("\n");
+    }
+    const double making = clock_->totals()[kMakingPhase];
+    std::printf("%-18s %8.3f s\n", "outside", wall_ - busy);
+    std::printf("%-18s %8.3f s  (%.3f with making weights)\n", "wall", wall_ - making, wall_);
+    std::printf("device memory %.1f GB, host peak %.2f GB, packed %.2f GB, worst error %.4f\n",
+                peak_, PeakHostGb(), static_cast<double>(packed_bytes_) / 1e9, worst_);
+  }
+
+  const Options o_;
+  const ModelConfig config_;
+  Recipe recipe_;
+  std::vector<CudaGroupShape> shapes_;
+  cuda::Stream stream_;
+  std::unique_ptr<cuda::Cublas> cublas_;
+  std::unique_ptr<cuda::PhaseClock> clock_;
+  std::unique_ptr<CudaCalibration> calibration_;
+  std::unique_ptr<CudaGroupSolver> solver_;
+  cuda::Buffer mlp_, other_;  // weights as they will be served
+  bool pending_ = false;
+  double wall_ = 0, peak_ = 0, worst_ = 0;
+  int64_t packed_bytes_ = 0;
+};
+
+int Main(int argc, char** argv) {
+  const Options o = Parse(argc, argv);
+  if (const absl::Status available = cuda::CheckDevice(); !available.ok()) {
+    std::printf("quantize: skipped, needs a GPU: %s\n", std::string(available.message()).c_str());
+    return 0;
+  }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  Bench(o).Run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace babai
+
+int main(int argc, char** argv) { return babai::Main(argc, argv); }
