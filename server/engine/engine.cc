@@ -132,6 +132,7 @@ absl::StatusOr<MemoryPlan> EngineImpl::Plan(const PackedModel& model,
 
 absl::StatusOr<std::unique_ptr<Runner>> EngineImpl::MakeRunner(
     std::shared_ptr<const PackedModel> model, const RunnerOptions& options) {
+  if (options_.make_runner) return options_.make_runner(std::move(model), options);
   return options_.device == Device::kCuda ? MakeCudaRunner(std::move(model), options)
                                           : MakeCpuRunner(std::move(model), options, pool_);
 }
@@ -176,12 +177,18 @@ absl::StatusOr<EngineImpl::ModelPtr> EngineImpl::LoadFromDisk(const std::string&
   scheduling.max_sequences = options_.max_sequences;
   scheduling.prefill_chunk = options_.prefill_chunk;
   scheduling.park_limit = options_.park_limit;
+  scheduling.on_failure = [this](const absl::Status& status) { NoteLoss(status); };
   scheduling.max_context = config.max_positions;
   if (options_.max_context > 0) {
     scheduling.max_context = std::min(scheduling.max_context, options_.max_context);
   }
   return std::make_shared<LoadedModel>(std::move(scheduling), *std::move(runner),
                                        *std::move(tokenizer), std::move(memory), observer_);
+}
+
+void EngineImpl::NoteLoss(const absl::Status& status) {
+  if (ReasonOf(status) != reason::kDeviceLost || lost_.exchange(true)) return;
+  if (options_.on_device_lost) options_.on_device_lost();
 }
 
 // The loaded model, kept from eviction while the pointer is held.
@@ -205,6 +212,7 @@ absl::StatusOr<EngineImpl::ModelPtr> EngineImpl::Acquire(std::string_view name) 
   }
   const absl::Time start = absl::Now();
   absl::StatusOr<ModelPtr> result = LoadFromDisk(key);
+  NoteLoss(result.status());
   if (observer_ != nullptr) observer_->OnLoaded(name, absl::Now() - start, result.ok());
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -348,7 +356,10 @@ absl::StatusOr<EvaluateResult> EngineImpl::Evaluate(const EvaluateRequest& reque
     if (!made.ok()) return made.status();
     reference = *std::move(made);
   }
-  return EvaluateRunners(*model->runner, reference.runner.get(), request, pool_, progress, stop);
+  absl::StatusOr<EvaluateResult> result =
+      EvaluateRunners(*model->runner, reference.runner.get(), request, pool_, progress, stop);
+  NoteLoss(result.status());
+  return result;
 }
 
 std::vector<EngineStats> EngineImpl::Stats() const {

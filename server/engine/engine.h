@@ -114,6 +114,13 @@ struct EngineOptions {
   int64_t max_context = 0;         // 0 = the model's own
   int64_t prefill_chunk = 256;     // prompt tokens a step at most
   absl::Duration park_limit = absl::Seconds(10);  // a parked sequence then ends with SLOW_READER
+  // Called once, on any thread, when the device has failed: from then on every request ends with
+  // DEVICE_LOST. Must return at once and call nothing of the engine. May be null.
+  std::function<void()> on_device_lost;
+  // Makes the runners in place of the device's own; null outside tests.
+  using RunnerFactory = std::function<absl::StatusOr<std::unique_ptr<Runner>>(
+      std::shared_ptr<const PackedModel>, const RunnerOptions&)>;
+  RunnerFactory make_runner;
 };
 
 struct EvaluateRequest {

@@ -1,6 +1,7 @@
 // The registry of loaded models behind Engine.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <map>
 #include <memory>
@@ -54,6 +55,8 @@ class EngineImpl final : public Engine {
     std::unique_ptr<Runner> runner;
   };
 
+  // Says so once if `status` is DEVICE_LOST.
+  void NoteLoss(const absl::Status& status);
   absl::StatusOr<ModelPtr> Acquire(std::string_view name);
   absl::StatusOr<ModelPtr> LoadFromDisk(const std::string& name);
   absl::StatusOr<std::shared_ptr<const PackedModel>> OpenPacked(std::string_view name) const;
@@ -75,6 +78,7 @@ class EngineImpl final : public Engine {
   ThreadPool pool_;
   MemoryBudget budget_;
 
+  std::atomic<bool> lost_ = false;
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // a load ended
   std::map<std::string, Entry, std::less<>> entries_;

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cpu/thread_pool.h"
+#include "server/engine/sampling.h"
 #include "server/model/checkpoint.h"
 #include "server/model/config.h"
 #include "server/store/packed_model.h"
@@ -25,6 +26,8 @@ struct StepBatch {
       block_tables;  // [s, max_blocks] physical KV block of each logical block
   int32_t max_blocks = 0;
   absl::Span<const int32_t> logits_rows;  // indices into `tokens` whose logits are wanted
+  // One for each of logits_rows, or empty: all logits are wanted. Only for runners that choose.
+  absl::Span<TokenChoice> choices;
 };
 
 // Numerics of a packed linear. kServing: int8 activations, the integer kernels. kReference: fp32
@@ -50,12 +53,16 @@ class Runner {
   virtual int64_t kv_bytes() const = 0;
 
   // logits [logits_rows.size(), vocab] fp32, overwritten. Requires a batch within the options (the
-  // scheduler guarantees it). Internal NON_FINITE_LOGITS: a wanted row holds a NaN or infinity.
+  // scheduler guarantees it); rows whose token the runner chooses may be left alone. Internal
+  // NON_FINITE_LOGITS: a wanted row holds a NaN or infinity.
   virtual absl::Status Step(const StepBatch& batch, float* logits) = 0;
 
   // Memory of the runner's own that Step() fills with up to `rows` rows without a further copy, for
   // as long as the runner lives; null: any memory is as good.
   virtual float* LogitsBuffer(int64_t /*rows*/) { return nullptr; }
+
+  // Whether StepBatch::choices may be given.
+  virtual bool ChoosesTokens() const { return false; }
 
   // Copies KV blocks (copy-on-write of a shared block).
   virtual void CopyKvBlock(int32_t from, int32_t to) = 0;

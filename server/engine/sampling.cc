@@ -86,13 +86,26 @@ double UniformOf(uint64_t seed, int64_t position) {
 }
 
 Sampler::Sampler(const SamplingParams& params, int64_t vocab, bool logprobs)
-    : params_(params), logprobs_(logprobs) {
+    : params_(params), vocab_(vocab), logprobs_(logprobs) {
   if (penalizes()) seen_at_.assign(vocab, -1);
 }
 
 bool Sampler::penalizes() const {
   return params_.presence_penalty != 0 || params_.frequency_penalty != 0 ||
          params_.repetition_penalty != 1;
+}
+
+bool Sampler::filters() const {
+  const bool by_k = params_.top_k > 0 && params_.top_k < vocab_;
+  return params_.temperature != 0 && (by_k || params_.top_p < 1 || params_.min_p > 0);
+}
+
+TokenChoice Sampler::ChoiceAt(int64_t position) const {
+  TokenChoice choice;
+  choice.by_runner = !logprobs_ && !penalizes() && !filters() && params_.logit_bias.empty();
+  choice.temperature = params_.temperature;
+  if (choice.by_runner && params_.temperature != 0) choice.u = UniformOf(params_.seed, position);
+  return choice;
 }
 
 Sampler::Seen& Sampler::SeenEntry(int32_t token) {

@@ -50,6 +50,14 @@ std::array<uint32_t, 4> Philox(const std::array<uint32_t, 4>& counter, uint64_t 
 // The number in [0, 1), a multiple of 2^-53, that decides the token at `position`.
 double UniformOf(uint64_t seed, int64_t position);
 
+// A token that whoever has the logits chooses in place of Sampler::Pick().
+struct TokenChoice {
+  bool by_runner = false;  // else it does not
+  float temperature = 0;
+  double u = 0;       // where temperature > 0
+  int32_t token = 0;  // the answer
+};
+
 // Sampler of one sequence; keeps counts for the penalties. Reuses its scratch: no allocation a
 // token after the first call.
 class Sampler {
@@ -59,6 +67,9 @@ class Sampler {
   // Tokens the penalties count. Requires a token in [0, vocab).
   void ObservePrompt(int32_t token);
   void Observe(int32_t token);  // a generated token
+  // How a runner may choose the token at `position` itself: by_runner where there are no penalties,
+  // biases, filters and log-probabilities, so that steps 3 and 5 are all. Alike for all positions.
+  TokenChoice ChoiceAt(int64_t position) const;
   // Picks from logits [vocab] (finite; modified in place) for the token at `position`.
   int32_t Pick(absl::Span<float> logits, int64_t position);
   // log-probability of the token picked last by the model itself: before penalties, bias,
@@ -71,6 +82,7 @@ class Sampler {
     int32_t generated = 0;  // times; 0 = only in the prompt
   };
   bool penalizes() const;
+  bool filters() const;
   Seen& SeenEntry(int32_t token);
   void KeepRaw(absl::Span<const float> logits);
   float RawLogit(absl::Span<const float> logits, int32_t token) const;
@@ -82,6 +94,7 @@ class Sampler {
   int32_t Draw(absl::Span<const float> logits, float best, bool all, double u);
 
   SamplingParams params_;
+  int64_t vocab_;
   bool logprobs_;
   std::vector<Seen> seen_;        // distinct tokens, in order of appearance
   std::vector<int32_t> seen_at_;  // [vocab] index into seen_, or -1; empty without penalties

@@ -58,6 +58,7 @@ Scheduler::Scheduler(SchedulerOptions options, Runner* runner, const Tokenizer* 
   arrays_.begin.reserve(sequences + 1);
   arrays_.context.reserve(sequences);
   arrays_.rows.reserve(sequences);
+  arrays_.choices.reserve(sequences);
   arrays_.tables.reserve(sequences * std::min(BlocksFor(options_.max_context), pool_.size()));
   arrays_.logits = runner->LogitsBuffer(sequences);
   if (arrays_.logits == nullptr) {
@@ -181,7 +182,9 @@ void Scheduler::Unpark(Sequence& sequence) {
 
 // Whether something other than its own tokens ends a sequence now, and why.
 bool Scheduler::MustEnd(Sequence& sequence, absl::Time now) const {
-  if (sequence.control->cancelled()) {
+  if (!lost_.ok()) {
+    sequence.Fail(FinishReason::kError, lost_);
+  } else if (sequence.control->cancelled()) {
     sequence.Fail(FinishReason::kCancelled,
                   Refuse(absl::StatusCode::kCancelled, reason::kCancelled, "", "cancelled"));
   } else if (now >= sequence.request.deadline) {
@@ -309,6 +312,7 @@ StepBatch Scheduler::FillBatch(absl::Span<const Slot> slots) {
   for (auto* array : {&a.tokens, &a.positions, &a.begin, &a.context, &a.tables, &a.rows}) {
     array->clear();
   }
+  a.choices.clear();
   size_t max_blocks = 0;
   for (const Slot& slot : slots) max_blocks = std::max(max_blocks, slot.sequence->blocks.size());
   a.begin.push_back(0);
@@ -322,10 +326,14 @@ StepBatch Scheduler::FillBatch(absl::Span<const Slot> slots) {
     for (size_t i = 0; i < max_blocks; ++i) {
       a.tables.push_back(i < sequence->blocks.size() ? sequence->blocks[i].id() : 0);
     }
-    if (count == sequence->uncached()) a.rows.push_back(a.tokens.size() - 1);
+    if (count < sequence->uncached()) continue;
+    a.rows.push_back(a.tokens.size() - 1);
+    if (runner_->ChoosesTokens()) a.choices.push_back(sequence->NextChoice());
   }
-  return {a.tokens, a.positions, a.begin, a.context, a.tables, static_cast<int32_t>(max_blocks),
-          a.rows};
+  return {a.tokens, a.positions,
+          a.begin,  a.context,
+          a.tables, static_cast<int32_t>(max_blocks),
+          a.rows,   absl::MakeSpan(a.choices)};
 }
 
 // A step that fails is repeated for each of its sequences alone, so that one can not end the
@@ -335,29 +343,48 @@ void Scheduler::RunSlots(absl::Span<const Slot> slots) {
   const absl::Status status = runner_->Step(batch, arrays_.logits);
   ++stats_.steps;
   if (status.ok()) return Advance(slots);
+  if (options_.on_failure) options_.on_failure(status);
+  if (ReasonOf(status) == reason::kDeviceLost) return FailAll(status);
   if (slots.size() == 1) {
     slots[0].sequence->Fail(FinishReason::kError, status);
     End(*slots[0].sequence, clock_());
     return;
   }
-  for (size_t i = 0; i < slots.size(); ++i) RunSlots(slots.subspan(i, 1));
+  for (size_t i = 0; i < slots.size() && lost_.ok(); ++i) RunSlots(slots.subspan(i, 1));
+}
+
+// Of no use to run any of them again: nothing in this process can use the device.
+void Scheduler::FailAll(const absl::Status& status) {
+  lost_ = status;
+  const auto fail = [&](const SequencePtr& sequence) {
+    if (sequence->ended) return;
+    sequence->Fail(FinishReason::kError, lost_);
+    End(*sequence, clock_());
+  };
+  std::for_each(running_.begin(), running_.end(), fail);
+  std::for_each(waiting_.begin(), waiting_.end(), fail);
 }
 
 void Scheduler::Advance(absl::Span<const Slot> slots) {
   const absl::Time now = clock_();
   const int64_t vocab = runner_->config().vocab;
-  int64_t row = 0;
+  size_t row = 0;
   for (const auto& [sequence, count] : slots) {
     const bool last = count == sequence->uncached();
     sequence->cached += count;
     if (!last) continue;
-    AcceptToken(*sequence, absl::MakeSpan(arrays_.logits + row++ * vocab, vocab), now);
+    const bool chosen = row < arrays_.choices.size() && arrays_.choices[row].by_runner;
+    const int32_t token = chosen
+                              ? arrays_.choices[row].token
+                              : sequence->Pick(absl::MakeSpan(arrays_.logits + row * vocab, vocab));
+    ++row;
+    AcceptToken(*sequence, token, now);
   }
 }
 
-void Scheduler::AcceptToken(Sequence& sequence, absl::Span<float> logits, absl::Time now) {
+void Scheduler::AcceptToken(Sequence& sequence, int32_t token, absl::Time now) {
   const absl::Time previous = sequence.last_token;
-  const bool ended = sequence.Accept(logits, now);
+  const bool ended = sequence.Accept(token, now);
   ++stats_.generation_tokens;
   if (previous == absl::InfinitePast()) stats_.prompt_tokens += sequence.request.prompt.size();
   if (observer_ != nullptr && previous == absl::InfinitePast()) {

@@ -6,6 +6,7 @@
 //               spare for each running sequence
 //   out of KV   the youngest sequence gives its blocks back and later computes them again from its
 //               tokens; parked ones (their reader is behind) go first, also when others wait
+//   lost device all end with DEVICE_LOST
 //   end         stop string, stop id, end of text, length, cancel, deadline, reader too slow
 //
 // Runs on a Runner and a clock that tests replace. Submit(), Drain(), Stats() and Load figures may
@@ -36,6 +37,8 @@ struct SchedulerOptions {
   int64_t prefill_chunk = 256;
   int64_t max_context = 0;  // tokens of a sequence, prompt and generated
   absl::Duration park_limit = absl::Seconds(10);
+  // Told why a step failed, on the thread that called RunStep(). May be null.
+  std::function<void(const absl::Status&)> on_failure;
 };
 
 class Scheduler {
@@ -87,7 +90,8 @@ class Scheduler {
   StepBatch FillBatch(absl::Span<const Slot> slots);
   void RunSlots(absl::Span<const Slot> slots);
   void Advance(absl::Span<const Slot> slots);
-  void AcceptToken(Sequence& sequence, absl::Span<float> logits, absl::Time now);
+  void FailAll(const absl::Status& status);
+  void AcceptToken(Sequence& sequence, int32_t token, absl::Time now);
   void End(Sequence& sequence, absl::Time now);
   void RemoveEnded();
   void PublishStats();
@@ -108,6 +112,7 @@ class Scheduler {
   absl::Time drain_deadline_ = absl::InfiniteFuture();
 
   EngineStats stats_;
+  absl::Status lost_;          // not OK: the device has failed
   bool stop_waiting_ = false;  // draining_ and drain_deadline_ as this step saw them
   absl::Time stop_running_ = absl::InfiniteFuture();
   KvBlockPool pool_;
@@ -118,8 +123,9 @@ class Scheduler {
   // What a StepBatch points to; sized once.
   struct Arrays {
     std::vector<int32_t> tokens, positions, begin, context, tables, rows;
-    float* logits = nullptr;        // a row a sequence
-    std::vector<float> own_logits;  // where the runner has none
+    std::vector<TokenChoice> choices;  // of rows; empty where the runner does not choose
+    float* logits = nullptr;           // a row a sequence
+    std::vector<float> own_logits;     // where the runner has none
   } arrays_;
 };
 

@@ -88,8 +88,7 @@ void Sequence::EndText(Delta* delta) {
   finish.matched_stop = piece.matched;
 }
 
-bool Sequence::Accept(absl::Span<float> logits, absl::Time now) {
-  const int32_t token = sampler_.Pick(logits, tokens.size());
+bool Sequence::Accept(int32_t token, absl::Time now) {
   sampler_.Observe(token);
   tokens.push_back(token);
   ++finish.completion_tokens;

@@ -64,9 +64,13 @@ class Sequence {
   int64_t generated() const { return tokens.size() - request.prompt.size(); }
   bool started() const { return admitted != absl::InfinitePast(); }
 
-  // Takes the next token, from the logits after the last one. Sends it to the sink. True: the
-  // sequence has ended and `finish` says why.
-  bool Accept(absl::Span<float> logits, absl::Time now);
+  // How a runner may choose the next token.
+  TokenChoice NextChoice() const { return sampler_.ChoiceAt(tokens.size()); }
+  // The next token from the logits after the last one, which it changes.
+  int32_t Pick(absl::Span<float> logits) { return sampler_.Pick(logits, tokens.size()); }
+  // Takes the next token and sends it to the sink; the log-probability is that of the last Pick().
+  // True: the sequence has ended and `finish` says why.
+  bool Accept(int32_t token, absl::Time now);
   // Lets go of the KV blocks and completes `finish`.
   void Close(absl::Time now);
   // The final message, once, after Close().

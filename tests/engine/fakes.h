@@ -1,6 +1,8 @@
 // A model and a tokenizer small enough to reason about, for tests of the scheduler.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -46,10 +48,11 @@ class FakeRunner final : public Runner {
   int64_t weight_bytes() const override { return 0; }
   int64_t kv_bytes() const override { return 0; }
   void CopyKvBlock(int32_t, int32_t) override {}
+  bool ChoosesTokens() const override { return chooses; }
 
   absl::Status Step(const StepBatch& batch, float* logits) override {
     steps.push_back({});
-    if (fail && fail(batch)) return absl::InternalError("broken step");
+    if (fail && fail(batch)) return failure;
     size_t row = 0;
     for (size_t s = 0; s + 1 < batch.sequence_begin.size(); ++s) {
       const int32_t begin = batch.sequence_begin[s], end = batch.sequence_begin[s + 1];
@@ -63,15 +66,21 @@ class FakeRunner final : public Runner {
       if (row >= batch.logits_rows.size() || batch.logits_rows[row] != end - 1) continue;
       std::vector<int32_t> context;
       for (int32_t p = 0; p < batch.context_length[s]; ++p) context.push_back(slot(p));
-      float* out = logits + row++ * kFakeVocab;
-      std::fill(out, out + kFakeVocab, 0.0f);
+      float* out = logits + row * kFakeVocab;
+      const bool chosen = !batch.choices.empty() && batch.choices[row].by_runner;
+      std::fill(out, out + kFakeVocab, chosen ? std::nanf("") : 0.0f);
       out[FakeNextToken(context)] = 10.0f;
+      if (chosen) batch.choices[row].token = FakeNextToken(context), ++tokens_chosen;
+      ++row;
     }
     return absl::OkStatus();
   }
 
   std::vector<std::vector<int32_t>> steps;           // tokens of each sequence of each step
   std::function<bool(const StepBatch& batch)> fail;  // null: never
+  absl::Status failure = absl::InternalError("broken step");
+  bool chooses = false;
+  int tokens_chosen = 0;
 
  private:
   ModelConfig config_;

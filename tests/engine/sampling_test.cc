@@ -211,5 +211,31 @@ TEST(ValidateSamplingTest, NamesTheField) {
   EXPECT_EQ(field([](auto& p) { p.logit_bias = {{1, std::nanf("")}}; }), "sampling.logit_bias");
 }
 
+TEST(SamplerTest, RunnersChooseWhatNeedsNoMoreThanATemperature) {
+  constexpr int64_t kVocab = 50;
+  const auto choice = [](const SamplingParams& p, bool logprobs = false) {
+    return Sampler(p, kVocab, logprobs).ChoiceAt(7);
+  };
+  SamplingParams plain;
+  plain.temperature = 0.7f, plain.seed = 11, plain.top_k = kVocab;
+  EXPECT_TRUE(choice(plain).by_runner);
+  EXPECT_EQ(choice(plain).temperature, 0.7f);
+  EXPECT_EQ(choice(plain).u, UniformOf(11, 7));
+  EXPECT_FALSE(choice(plain, /*logprobs=*/true).by_runner);
+  const auto changed = [&](auto change) {
+    SamplingParams p = plain;
+    change(p);
+    return choice(p).by_runner;
+  };
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.top_k = 5; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.top_p = 0.9f; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.min_p = 0.1f; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.presence_penalty = 1; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.frequency_penalty = 1; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.repetition_penalty = 2; }));
+  EXPECT_FALSE(changed([](SamplingParams& p) { p.logit_bias = {{1, 1.0f}}; }));
+  EXPECT_TRUE(changed([](SamplingParams& p) { p.temperature = 0, p.top_k = 5, p.top_p = 0.5f; }));
+}
+
 }  // namespace
 }  // namespace babai

@@ -47,6 +47,7 @@ class SchedulerTest : public testing::Test {
     options.max_sequences = max_sequences;
     options.prefill_chunk = chunk;
     options.max_context = 1 << 20;
+    options.on_failure = [this](const absl::Status& status) { failures_.push_back(status); };
     scheduler_ = std::make_unique<Scheduler>(options, runner_.get(), &tokenizer_, nullptr,
                                              [this] { return now_; });
   }
@@ -90,6 +91,7 @@ class SchedulerTest : public testing::Test {
 
   absl::Time now_ = absl::FromUnixSeconds(1000);
   FakeTokenizer tokenizer_;
+  std::vector<absl::Status> failures_;
   std::unique_ptr<FakeRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;
 };
@@ -123,6 +125,45 @@ TEST_F(SchedulerTest, EachOfManySaysTheSameAsAlone) {
     EXPECT_EQ(clients[i].sink->token_ids, Continuation(clients[i].prompt, 5 + i)) << i;
   }
   ExpectAllFree();
+}
+
+TEST_F(SchedulerTest, ALostDeviceEndsRunningAndWaiting) {
+  Make(/*kv_blocks=*/64, /*max_sequences=*/2);
+  runner_->failure =
+      Refuse(absl::StatusCode::kUnavailable, reason::kDeviceLost, "", "it fell off the bus");
+  std::vector<Client> clients;
+  for (int i = 0; i < 4; ++i) clients.push_back(Submit(Request(Prompt(5, i), 50)));
+  for (int i = 0; i < 3; ++i) scheduler_->RunStep();
+  EXPECT_EQ(scheduler_->unfinished(), 4);
+  runner_->fail = [](const StepBatch&) { return true; };
+  scheduler_->RunStep();
+  clients.push_back(Submit(Request(Prompt(5, 9), 50)));
+  scheduler_->RunStep();
+  for (const Client& client : clients) {
+    EXPECT_EQ(client.sink->finishes, 1);
+    EXPECT_EQ(client.sink->finish.reason, FinishReason::kError);
+    EXPECT_EQ(ReasonOf(client.sink->finish.status), reason::kDeviceLost);
+  }
+  EXPECT_EQ(failures_.size(), 1u);  // not tried again with each alone
+  ExpectAllFree();
+}
+
+// Each sequence its own way, whatever else the step holds: the ones that need logits get them.
+TEST_F(SchedulerTest, TheRunnerChoosesWhatItCan) {
+  Make(/*kv_blocks=*/400, /*max_sequences=*/8, /*chunk=*/16);
+  runner_->chooses = true;
+  std::vector<Client> clients;
+  for (int i = 0; i < 12; ++i) {
+    GenerateRequest request = Request(Prompt(1 + i * 7 % 90, i), 10);
+    if (i % 3 == 1) request.logprobs = true;
+    if (i % 3 == 2) request.sampling.logit_bias = {{3, 0.5f}};
+    clients.push_back(Submit(std::move(request)));
+  }
+  RunToEnd();
+  for (const Client& client : clients) {
+    EXPECT_EQ(client.sink->token_ids, Continuation(client.prompt, 10));
+  }
+  EXPECT_EQ(runner_->tokens_chosen, 4 * 10);
 }
 
 // 12 blocks of 16 tokens for 6 sequences that grow to about 60 tokens each: most must give way.
