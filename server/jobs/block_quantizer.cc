@@ -11,7 +11,24 @@
 namespace babai {
 namespace {
 
-// Says in which block it happened; the message is the solver's own.
+// Different for each of a block's rotations: 0..3 its groups' inputs, from 4 on its linears'
+// outputs. A rotation uses the numbers from its seed on.
+uint64_t RotationSeed(int64_t block, int64_t which) {
+  return static_cast<uint64_t>(block * 16 + which) << 32;
+}
+
+Rotation OutputRotation(const Recipe& recipe, int64_t block, std::string_view linear, int64_t n) {
+  if (recipe.rotation != RotationKind::kOutput && recipe.rotation != RotationKind::kBoth) return {};
+  constexpr std::string_view kLinears[] = {"q", "k", "v", "o", "gate", "up", "down"};
+  const auto* found = std::find(std::begin(kLinears), std::end(kLinears), linear);
+  return {RotationBlock(n), RotationSeed(block, 4 + (found - std::begin(kLinears)))};
+}
+
+bool AddsToResidual(Group group) { return group == Group::kO || group == Group::kDown; }
+
+}  // namespace
+
+// The message is the solver's own.
 absl::Status InBlock(int64_t block, const absl::Status& status) {
   if (status.ok() || absl::IsCancelled(status) || !FieldOf(status).empty()) return status;
   const std::string why = ReasonOf(status);
@@ -39,23 +56,6 @@ LinearReport MakeReport(const std::string& name, const QuantizedLinear& linear) 
   report.outliers = c.outliers;
   return report;
 }
-
-// Different for each of a block's rotations: 0..3 its groups' inputs, from 4 on its linears'
-// outputs. A rotation uses the numbers from its seed on.
-uint64_t RotationSeed(int64_t block, int64_t which) {
-  return static_cast<uint64_t>(block * 16 + which) << 32;
-}
-
-Rotation OutputRotation(const Recipe& recipe, int64_t block, std::string_view linear, int64_t n) {
-  if (recipe.rotation != RotationKind::kOutput && recipe.rotation != RotationKind::kBoth) return {};
-  constexpr std::string_view kLinears[] = {"q", "k", "v", "o", "gate", "up", "down"};
-  const auto* found = std::find(std::begin(kLinears), std::end(kLinears), linear);
-  return {RotationBlock(n), RotationSeed(block, 4 + (found - std::begin(kLinears)))};
-}
-
-bool AddsToResidual(Group group) { return group == Group::kO || group == Group::kDown; }
-
-}  // namespace
 
 Rotation InputRotation(const Recipe& recipe, int64_t block, Group group, int64_t inputs) {
   if (recipe.rotation != RotationKind::kInput && recipe.rotation != RotationKind::kBoth) return {};
@@ -124,7 +124,16 @@ absl::Status BlockQuantizer::RunBlock(int64_t index, Block block, OnLinear on_li
     if (auto status = RunGroup(index, group, block, on_linear); !status.ok()) return status;
     on_group(++done / static_cast<double>(std::size(kGroups)));
   }
-  if (auto status = AddOthers(index, block); !status.ok()) return status;
+  std::map<std::string, NormParams> tweaked;
+  if (in_.recipe.norm_tweak) {
+    tweaked[BlockTensor(index, "attn_norm.weight")] = block.served.attn_norm;
+    tweaked[BlockTensor(index, "mlp_norm.weight")] = block.served.mlp_norm;
+  }
+  if (auto status = AddBlockVectors(in_.checkpoint, index, in_.recipe, in_.pool, in_.stop,
+                                    in_.writer, tweaked);
+      !status.ok()) {
+    return status;
+  }
   return in_.writer.FinishFile(BlockFileName(index));
 }
 
@@ -246,23 +255,21 @@ absl::Status BlockQuantizer::RunGroup(int64_t index, Group group, Block& block,
   return in_.reference == nullptr ? absl::OkStatus() : in_.reference->Advance(group, original);
 }
 
-// Norms and biases.
-absl::Status BlockQuantizer::AddOthers(int64_t index, const Block& block) {
-  const std::string prefix = BlockTensor(index, "");
-  const auto tweaked = [&](const TensorInfo& tensor) -> const NormParams* {
-    if (!in_.recipe.norm_tweak) return nullptr;
-    if (tensor.name == prefix + "attn_norm.weight") return &block.served.attn_norm;
-    return tensor.name == prefix + "mlp_norm.weight" ? &block.served.mlp_norm : nullptr;
-  };
-  for (const TensorInfo& tensor : in_.checkpoint.tensors()) {
+// `tweaked` norms by tensor name, as they are used: what is stored lacks the family's offset.
+absl::Status AddBlockVectors(const Checkpoint& checkpoint, int64_t block, const Recipe& recipe,
+                             ThreadPool& pool, const std::function<bool()>& stop,
+                             PackedModelWriter& writer,
+                             const std::map<std::string, NormParams>& tweaked) {
+  const std::string prefix = BlockTensor(block, "");
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
     if (tensor.name.rfind(prefix, 0) != 0 || IsBlockLinear(tensor)) continue;
-    auto stored = PrepareTensor(in_.checkpoint, tensor, in_.recipe, in_.pool, in_.stop);
+    auto stored = PrepareTensor(checkpoint, tensor, recipe, pool, stop);
     if (!stored.ok()) return stored.status();
-    if (const NormParams* norm = tweaked(tensor)) {
-      stored->values = norm->weight;
-      for (float& v : stored->values) v -= config_.norm_weight_offset;
+    if (const auto norm = tweaked.find(tensor.name); norm != tweaked.end()) {
+      stored->values = norm->second.weight;
+      for (float& v : stored->values) v -= checkpoint.config().norm_weight_offset;
     }
-    if (auto status = AddTensor(tensor, *stored, in_.writer); !status.ok()) return status;
+    if (auto status = AddTensor(tensor, *stored, writer); !status.ok()) return status;
   }
   return absl::OkStatus();
 }

@@ -49,6 +49,15 @@ Rotation InputRotation(const Recipe& recipe, int64_t block, Group group, int64_t
 // The recipe for one linear whose bits were allocated.
 Recipe WithBits(Recipe recipe, double bits);
 
+// What every quantizer of blocks does alike: says in which block an error happened, reports a
+// linear, and stores what is not a matrix (norms and biases).
+absl::Status InBlock(int64_t block, const absl::Status& status);
+LinearReport MakeReport(const std::string& name, const QuantizedLinear& linear);
+absl::Status AddBlockVectors(const Checkpoint& checkpoint, int64_t block, const Recipe& recipe,
+                             ThreadPool& pool, const std::function<bool()>& stop,
+                             PackedModelWriter& writer,
+                             const std::map<std::string, NormParams>& tweaked = {});
+
 class BlockQuantizer {
  public:
   explicit BlockQuantizer(const QuantizerInputs& inputs);
@@ -82,7 +91,6 @@ class BlockQuantizer {
   absl::Status TweakNorm(Group group, Block& block);
   absl::StatusOr<QuantizedLinear> Solve(int64_t index, const std::string& linear,
                                         const std::vector<float>& w, const GroupMetric& metric);
-  absl::Status AddOthers(int64_t index, const Block& block);
 
   const QuantizerInputs in_;
   const ModelConfig& config_;

@@ -46,18 +46,22 @@ void ProgressReporter::Surveyed(double part) {
   if (Clock::now() - sent_ >= kMinInterval) Send();
 }
 
-void ProgressReporter::BeginBlocks(int64_t blocks) {
+std::string ProgressReporter::BlockPhase(int64_t shown) const {
+  return "quantizing block " + std::to_string(shown) + " of " + std::to_string(progress_.blocks) +
+         where_;
+}
+
+void ProgressReporter::BeginBlocks(int64_t blocks, std::string_view where) {
   progress_.blocks = blocks;
-  Enter(JobState::kQuantizing, "quantizing block 1 of " + std::to_string(blocks), blocks_begin_);
+  if (!where.empty()) where_ = " " + std::string(where);
+  Enter(JobState::kQuantizing, BlockPhase(1), blocks_begin_);
 }
 
 void ProgressReporter::BlockPart(int64_t block, double part) {
   const double done = (block + part) / progress_.blocks;
   progress_.block = part < 1 ? block : block + 1;
   progress_.fraction = blocks_begin_ + done * (kBlocksEnd - blocks_begin_);
-  const int64_t shown = std::min(progress_.block + 1, progress_.blocks);
-  progress_.phase =
-      "quantizing block " + std::to_string(shown) + " of " + std::to_string(progress_.blocks);
+  progress_.phase = BlockPhase(std::min(progress_.block + 1, progress_.blocks));
   // Blocks are alike, and what follows them costs about as much as their share of the bar says.
   const double after = (1 - kBlocksEnd) / (kBlocksEnd - blocks_begin_);
   const double spent = Seconds(Clock::now() - phase_started_);

@@ -21,7 +21,8 @@ class ProgressReporter {
   void Generated(double part);
   // The survey before the blocks, 0..1; blocks then have less of the bar.
   void Surveyed(double part);
-  void BeginBlocks(int64_t blocks);
+  // `where`: "on the GPU", or empty.
+  void BeginBlocks(int64_t blocks, std::string_view where = {});
   void BlockPart(int64_t block, double part);
   void Linear(const LinearReport& linear, absl::Duration took);
   void Warn(std::string warning);
@@ -29,6 +30,7 @@ class ProgressReporter {
 
  private:
   using Clock = std::chrono::steady_clock;
+  std::string BlockPhase(int64_t shown) const;
   static double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
   void Send();
 
@@ -36,6 +38,7 @@ class ProgressReporter {
   JobProgress progress_;
   const Clock::time_point started_ = Clock::now();
   double blocks_begin_;  // share of the bar at which they do
+  std::string where_;
   Clock::time_point phase_started_ = started_, sent_;
 };
 

@@ -26,6 +26,11 @@ int64_t BlockWeights(const ModelConfig& config) {
   return config.hidden * (2 * config.q_rows() + 2 * config.kv_rows() + mlp);
 }
 
+// Two heads, each as read and in the kernels' layout.
+int64_t EmbeddingBytes(const ModelConfig& config, int64_t held_out) {
+  return (held_out > 0 ? 4 : 2) * config.vocab * config.hidden * kFloat;
+}
+
 // What the kernel could give without swapping; "MemAvailable:   12345 kB".
 int64_t AvailableBytes() {
   std::ifstream file("/proc/meminfo");
@@ -53,8 +58,17 @@ MemoryDemand PlanQuantizeMemory(const ModelConfig& config, const Recipe& recipe,
     // Sums, moments, factor and its workspace; the drift's sums, moments and workspace.
     demand.block += (recipe.needs_original() ? 10 : 4) * widest * widest * kDouble;
   }
-  // Two heads, each as read and in the kernels' layout.
-  demand.embeddings = (held_out > 0 ? 4 : 2) * config.vocab * config.hidden * kFloat;
+  demand.embeddings = EmbeddingBytes(config, held_out);
+  return demand;
+}
+
+MemoryDemand PlanDeviceQuantizeMemory(const ModelConfig& config, int64_t held_out, int64_t length) {
+  MemoryDemand demand;
+  // The last hidden states of both models, for the evaluation.
+  demand.streams = 2 * StreamBytes(config, held_out * length);
+  // The next block as read; this one's codes, pinned and on their way to the file.
+  demand.block = 2 * BlockWeights(config) * kFloat;
+  demand.embeddings = EmbeddingBytes(config, held_out);
   return demand;
 }
 

@@ -21,6 +21,9 @@ struct MemoryDemand {
 MemoryDemand PlanQuantizeMemory(const ModelConfig& config, const Recipe& recipe, int64_t training,
                                 int64_t held_out, int64_t length);
 
+// The same for a job whose blocks are quantized on the GPU, whose memory is planned by itself.
+MemoryDemand PlanDeviceQuantizeMemory(const ModelConfig& config, int64_t held_out, int64_t length);
+
 // ResourceExhausted OUT_OF_MEMORY, with the numbers: the system has less than `demand` to give.
 absl::Status CheckMemory(const MemoryDemand& demand);
 

@@ -10,6 +10,7 @@
 #include "server/engine/block.h"
 #include "server/jobs/block_quantizer.h"
 #include "server/jobs/calibration.h"
+#include "server/jobs/device_quantizer.h"
 #include "server/jobs/evaluation.h"
 #include "server/jobs/job_progress.h"
 #include "server/jobs/memory_plan.h"
@@ -109,9 +110,10 @@ class Run {
     auto earlier = EarlierModel();
     if (!absl::IsNotFound(earlier.status())) return earlier;
     if (auto status = CheckDisk(); !status.ok()) return status;
-    if (auto status = CheckMemoryDemand(); !status.ok()) return status;
+    if (auto status = CheckMemoryDemand(wants_device()); !status.ok()) return status;
     if (auto status = Calibrate(); !status.ok()) return status;
     if (auto status = BeginModel(); !status.ok()) return status;
+    if (auto status = StartStreams(); !status.ok()) return status;
     if (auto status = WriteRest(); !status.ok()) return status;
     if (auto status = ShareOutBits(); !status.ok()) return status;
     if (auto status = WriteBlocks(); !status.ok()) return status;
@@ -127,7 +129,7 @@ class Run {
   absl::Status OpenSource();
   absl::StatusOr<Manifest> EarlierModel();
   absl::Status CheckDisk();
-  absl::Status CheckMemoryDemand();
+  absl::Status CheckMemoryDemand(bool on_device);
   absl::Status Calibrate();
   absl::Status BeginModel();
   absl::Status WriteRest();
@@ -137,7 +139,14 @@ class Run {
   absl::Status CopyBlocks();
   absl::Status Evaluate();
   absl::StatusOr<Manifest> Commit();
-  void MakeStreams(CalibrationSet set);
+  void TakeSequences(CalibrationSet set);
+  absl::Status StartStreams();
+  void MakeStreams();
+  absl::Status TakeDeviceStreams();
+  // Whether blocks are to be quantized on the GPU.
+  bool wants_device() const {
+    return env_.use_device && DeviceQuantizes(spec_.recipe) && spec_.recipe.needs_moments();
+  }
 
   const QuantizeSpec& spec_;
   JobContext& context_;
@@ -151,9 +160,11 @@ class Run {
   std::unique_ptr<PackedModelWriter> writer_;
   std::unique_ptr<CalibrationStream> stream_, reference_;
   int64_t training_ = 0, held_out_ = 0;
-  int64_t reference_first_ = 0;  // where reference_'s held-out sequences begin
-  std::vector<Sequence> survey_sequences_;
-  Recipe recipe_;  // as asked for, with a size turned into bits
+  // Where the held-out sequences of each stream begin.
+  int64_t stream_first_ = 0, reference_first_ = 0;
+  std::vector<Sequence> sequences_;          // training, then held out; empty: no calibration
+  std::unique_ptr<DeviceQuantizer> device_;  // instead of the streams, until the evaluation
+  Recipe recipe_;                            // as asked for, with a size turned into bits
   std::map<std::string, double> bits_;
 };
 
@@ -204,9 +215,12 @@ absl::Status Run::CheckDisk() {
                     std::to_string(space.available) + " are free; delete models that are not used");
 }
 
-absl::Status Run::CheckMemoryDemand() {
+absl::Status Run::CheckMemoryDemand(bool on_device) {
   const CalibrationSpec& c = spec_.calibration;
   const bool evaluated = UsesCalibration(spec_);
+  if (on_device) {
+    return CheckMemory(PlanDeviceQuantizeMemory(config(), HeldOutSequences(c), c.length));
+  }
   const int64_t training = spec_.recipe.needs_moments() ? c.samples : 0;
   return CheckMemory(PlanQuantizeMemory(config(), spec_.recipe, training,
                                         evaluated ? HeldOutSequences(c) : 0, c.length));
@@ -219,7 +233,7 @@ absl::Status Run::Calibrate() {
     progress_.Enter(JobState::kCalibrating, "tokenizing the calibration data", 0.02);
     auto set = LoadCalibration(calibration, *checkpoint_, env_.model_roots, stop_);
     if (!set.ok()) return set.status();
-    MakeStreams(*std::move(set));
+    TakeSequences(*std::move(set));
     return absl::OkStatus();
   }
   progress_.Enter(JobState::kCalibrating, "generating calibration data", 0.02);
@@ -228,25 +242,64 @@ absl::Status Run::Calibrate() {
       *checkpoint_, calibration.samples + held_out, calibration.length, calibration.seed, pool_,
       [&](double part) { progress_.Generated(part); }, stop_);
   if (!sequences.ok()) return sequences.status();
-  MakeStreams(SplitHeldOut(*std::move(sequences), held_out));
+  TakeSequences(SplitHeldOut(*std::move(sequences), held_out));
   return absl::OkStatus();
 }
 
-// The quantized model's stream takes the training sequences, for moments, and then the held-out
-// ones; the original's only the latter, unless the recipe compares the two.
-void Run::MakeStreams(CalibrationSet set) {
+// Training sequences, for moments, and then the held-out ones.
+void Run::TakeSequences(CalibrationSet set) {
   if (!spec_.recipe.needs_moments()) set.training.clear();
   training_ = set.training.size();
   held_out_ = set.held_out.size();
   progress_.CalibrationTokens((training_ + held_out_) * set.length);
-  std::vector<Sequence> all = std::move(set.training);
-  all.insert(all.end(), set.held_out.begin(), set.held_out.end());
+  sequences_ = std::move(set.training);
+  sequences_.insert(sequences_.end(), set.held_out.begin(), set.held_out.end());
+}
+
+absl::Status Run::StartStreams() {
+  if (sequences_.empty()) return absl::OkStatus();
+  if (!wants_device()) {
+    MakeStreams();
+    return absl::OkStatus();
+  }
+  auto device = MakeDeviceQuantizer(
+      {*checkpoint_, spec_.recipe, *writer_, pool_, stop_, sequences_, training_});
+  if (device.ok()) {
+    device_ = *std::move(device);
+    return absl::OkStatus();
+  }
+  // A library or a kernel is missing: the CPU needs neither.
+  const absl::Status& why = device.status();
+  if (!absl::IsFailedPrecondition(why) && !absl::IsInvalidArgument(why)) return why;
+  progress_.Warn("quantized on the CPU: " + std::string(why.message()));
+  if (auto status = CheckMemoryDemand(/*on_device=*/false); !status.ok()) return status;
+  MakeStreams();
+  return absl::OkStatus();
+}
+
+// The quantized model's stream takes all sequences; the original's only the held-out ones, unless
+// the recipe compares the two.
+void Run::MakeStreams() {
   const bool compares = spec_.recipe.needs_original();
+  stream_first_ = training_;
   reference_first_ = compares ? training_ : 0;
-  reference_ = std::make_unique<CalibrationStream>(
-      config(), compares ? all : std::move(set.held_out), pool_, stop_);
-  if (spec_.recipe.allocation == Allocation::kHulls) survey_sequences_ = all;
-  stream_ = std::make_unique<CalibrationStream>(config(), std::move(all), pool_, stop_);
+  std::vector<Sequence> others(sequences_.begin() + (compares ? 0 : training_), sequences_.end());
+  reference_ = std::make_unique<CalibrationStream>(config(), std::move(others), pool_, stop_);
+  stream_ = std::make_unique<CalibrationStream>(config(), sequences_, pool_, stop_);
+}
+
+// For the evaluation, which the host makes.
+absl::Status Run::TakeDeviceStreams() {
+  std::vector<Sequence> held_out(sequences_.begin() + training_, sequences_.end());
+  for (const auto& [model, stream] : {std::pair{DeviceQuantizer::Model::kQuantized, &stream_},
+                                      std::pair{DeviceQuantizer::Model::kOriginal, &reference_}}) {
+    auto hidden = device_->Hidden(model);
+    if (!hidden.ok()) return hidden.status();
+    *stream = std::make_unique<CalibrationStream>(config(), held_out, pool_, stop_);
+    (*stream)->SetHidden(*std::move(hidden));
+  }
+  device_.reset();
+  return absl::OkStatus();
 }
 
 absl::Status Run::BeginModel() {
@@ -270,7 +323,7 @@ absl::Status Run::WriteRest() {
     const auto stored = PrepareTensor(*checkpoint_, tensor, spec_.recipe, pool_, stop_);
     if (!stored.ok()) return stored.status();
     if (auto status = AddTensor(tensor, *stored, *writer_); !status.ok()) return status;
-    if (tensor.name != "embed.weight" || stream_ == nullptr) continue;
+    if (tensor.name != "embed.weight" || (stream_ == nullptr && device_ == nullptr)) continue;
     if (auto status = EmbedStreams(*stored); !status.ok()) return status;
   }
   return writer_->FinishFile("rest.safetensors");
@@ -280,11 +333,12 @@ absl::Status Run::EmbedStreams(const StoredTensorValues& embedding) {
   const auto served =
       LoadModelParams(config(), SourceAsServed(*checkpoint_, spec_.recipe, pool_, stop_));
   if (!served.ok()) return served.status();
-  stream_->Embed(embedding.values, *served);
+  if (stream_ != nullptr) stream_->Embed(embedding.values, *served);
   const auto original = checkpoint_->Read("embed.weight");
   if (!original.ok()) return original.status();
   const auto params = LoadModelParams(config(), SourceOf(*checkpoint_));
   if (!params.ok()) return params.status();
+  if (device_ != nullptr) return device_->Embed(embedding.values, *served, *original, *params);
   reference_->Embed(*original, *params);
   return absl::OkStatus();
 }
@@ -302,8 +356,8 @@ absl::Status Run::ShareOutBits() {
   if (dense() || recipe_.allocation != Allocation::kHulls) return absl::OkStatus();
   progress_.Enter(JobState::kCalibrating, "measuring what each layer's bits are worth", 0.1);
   const auto bits =
-      AllocateModelBits({*checkpoint_, recipe_, survey_sequences_, pool_, stop_},
-                        recipe_.target_bits, [&](double part) { progress_.Surveyed(part); });
+      AllocateModelBits({*checkpoint_, recipe_, sequences_, pool_, stop_}, recipe_.target_bits,
+                        [&](double part) { progress_.Surveyed(part); });
   if (!bits.ok()) return bits.status();
   bits_ = *bits;
   return absl::OkStatus();
@@ -317,19 +371,25 @@ absl::Status Run::WriteBlocks() {
         "): errors are measured against them, not against the model they were made from");
     break;
   }
-  progress_.BeginBlocks(config().layers);
+  progress_.BeginBlocks(config().layers, device_ != nullptr            ? "on the GPU"
+                                         : env_.use_device && !dense() ? "on the CPU"
+                                                                       : "");
   if (dense()) return CopyBlocks();
+  const auto on_linear = [&](const LinearReport& linear, absl::Duration took) {
+    manifest_.linears.push_back(linear);
+    progress_.Linear(linear, took);
+  };
+  const auto on_group = [&](int64_t block, double part) { progress_.BlockPart(block, part); };
+  if (device_ != nullptr) {
+    auto status = device_->Run(on_linear, on_group);
+    return status.ok() ? TakeDeviceStreams() : status;
+  }
   QuantizerInputs inputs{*checkpoint_, recipe_, *writer_, pool_, stop_};
   inputs.bits = bits_;
   inputs.stream = stream_.get();
   inputs.training = training_;
   inputs.reference = reference_.get();
-  return BlockQuantizer(inputs).Run(
-      [&](const LinearReport& linear, absl::Duration took) {
-        manifest_.linears.push_back(linear);
-        progress_.Linear(linear, took);
-      },
-      [&](int64_t block, double part) { progress_.BlockPart(block, part); });
+  return BlockQuantizer(inputs).Run(on_linear, on_group);
 }
 
 absl::Status Run::CopyBlocks() {
@@ -368,7 +428,7 @@ absl::Status Run::Evaluate() {
   if (!served_head.ok()) return served_head.status();
   const auto evaluation = EvaluateStreams(
       config(), {reference_.get(), reference_first_, &*params, Stacked(*std::move(head))},
-      {stream_.get(), training_, &*served_params, Stacked(*std::move(served_head))}, held_out_,
+      {stream_.get(), stream_first_, &*served_params, Stacked(*std::move(served_head))}, held_out_,
       pool_, stop_);
   if (!evaluation.ok()) return evaluation.status();
   manifest_.evaluation = *evaluation;

@@ -17,6 +17,7 @@ struct QuantizeEnvironment {
   Catalog* catalog = nullptr;                      // not owned
   std::vector<std::filesystem::path> model_roots;  // for the model and calibration URIs
   int threads = 0;                                 // 0 = all
+  bool use_device = false;  // quantize on the GPU where the recipe allows (device_quantizer.h)
 };
 
 // What can be refused before a job is queued: name, URI, recipe, calibration fields, a model that
