@@ -114,7 +114,7 @@ class Server {
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     metrics_.Attach(engine_.get(), catalog_.get());
-    work_ = {catalog_.get(), *std::move(roots), flags_.threads};
+    work_ = {catalog_.get(), *std::move(roots), flags_.threads, device_ == Device::kCuda};
     if (absl::Status s = OpenJobs(); !s.ok()) return s;
     return Listen();
   }
