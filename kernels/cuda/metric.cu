@@ -51,6 +51,32 @@ __global__ void TakeFactorKernel(TakeFactorArgs a) {
   }
 }
 
+// A block turns one tile at or left of its panel's diagonal block.
+__global__ void SplitFactorKernel(SplitFactorArgs a) {
+  __shared__ float tile[kTile][kTile + 1];
+  const int row0 = blockIdx.y * kTile, col0 = blockIdx.x * kTile;  // of the factor
+  const int panel = row0 / kSplitRows, first = panel * kSplitRows;
+  if (col0 >= first + kSplitRows) return;
+  const int x = threadIdx.x % kTile, y0 = threadIdx.x / kTile;
+  for (int y = y0; y < kTile; y += kThreads / kTile) {
+    const int c = col0 + y, r = row0 + x;
+    tile[x][y] = r < a.k && c <= r ? static_cast<float>(a.factor[int64_t{c} * a.k + r]) : 0.0f;
+  }
+  __syncthreads();
+  for (int y = y0; y < kTile; y += kThreads / kTile) {
+    const int r = row0 + y, c = col0 + x;
+    const float v = tile[y][x];
+    if (c >= first) {
+      a.blocks[int64_t{r} * kSplitRows + c - first] = v;
+      continue;
+    }
+    const float high = ToTf32(v);
+    float* at = a.split + (int64_t{panel} * 3 * kSplitRows + r - first) * a.k + c;
+    const int64_t next = int64_t{kSplitRows} * a.k;
+    at[0] = high, at[next] = v - high, at[2 * next] = high;
+  }
+}
+
 }  // namespace
 
 cudaError_t Diagonal(const DiagonalArgs& args, const Queue& queue) {
@@ -67,6 +93,12 @@ cudaError_t OrderMetric(const OrderMetricArgs& args, const Queue& queue) {
 cudaError_t TakeFactor(const TakeFactorArgs& args, const Queue& queue) {
   const int tiles = (args.k + kTile - 1) / kTile;
   TakeFactorKernel<<<dim3(tiles, tiles), kThreads, 0, queue.stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t SplitFactor(const SplitFactorArgs& args, const Queue& queue) {
+  const int tiles = SplitPanels(args.k) * kSplitRows / kTile;
+  SplitFactorKernel<<<dim3(tiles, tiles), kThreads, 0, queue.stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -43,4 +43,22 @@ struct TakeFactorArgs {  // device pointers
 };
 cudaError_t TakeFactor(const TakeFactorArgs& args, const Queue& queue);
 
+// The factor as sweep.h multiplies by it: panels of kSplitRows rows, each three times over, high
+// part, low part and high part again, where high is a value rounded to nearest tf32 and low what
+// that leaves; and its blocks on the diagonal as they are. Rows past k are zeros.
+constexpr int kSplitRows = 128;
+constexpr int SplitPanels(int64_t k) { return static_cast<int>((k + kSplitRows - 1) / kSplitRows); }
+constexpr int64_t SplitValues(int64_t k) { return 3 * k * SplitPanels(k) * kSplitRows; }
+constexpr int64_t BlockValues(int64_t k) {
+  return int64_t{SplitPanels(k)} * kSplitRows * kSplitRows;
+}
+
+struct SplitFactorArgs {  // device pointers
+  const double* factor;   // [k, k], what Cholesky::Run leaves
+  float* split;           // [panels, 3, kSplitRows, k]; columns before the panel are overwritten
+  float* blocks;          // [panels, kSplitRows, kSplitRows]; overwritten
+  int k;
+};
+cudaError_t SplitFactor(const SplitFactorArgs& args, const Queue& queue);
+
 }  // namespace babai::cuda

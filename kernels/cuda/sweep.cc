@@ -8,48 +8,42 @@
 namespace babai::cuda {
 namespace {
 
-constexpr int kStretch = 1024;  // columns whose errors go to all earlier ones at once
-
 absl::Status Clear(void* data, int64_t bytes, const Queue& queue) {
   return FromCuda(cudaMemsetAsync(data, 0, bytes, queue.stream), "clearing memory");
 }
 
-// s of positions [to, to_end) += what the errors of positions [from, from_end) ask of them.
-// Column-major, errors are n x k and the factor its own transpose.
-absl::Status PassOn(const SweepArgs& a, int from, int from_end, int to, int to_end,
+// s of positions [to, to_end) += what the errors of panels [from, from_end) of the stretch that
+// begins at `stretch` ask of them. Column-major, errors are n x rows and the factor its own
+// transpose; the three products are one, of three times the rows.
+absl::Status PassOn(const SweepArgs& a, int stretch, int from, int from_end, int to, int to_end,
                     Cublas& cublas) {
   if (to >= to_end) return absl::OkStatus();
+  const int64_t rows = 3 * kPanel;
   GemmCall call;
   call.transpose_b = true;
-  call.m = a.n, call.n = to_end - to, call.k = from_end - from;
-  call.a = a.errors + int64_t{from} * a.n, call.lda = a.n;
-  call.b = a.l + int64_t{from} * a.k + to, call.ldb = a.k;
+  call.m = a.n, call.n = to_end - to, call.k = static_cast<int>(rows * (from_end - from));
+  call.a = a.errors + rows * (from - stretch / kPanel) * a.n, call.lda = a.n;
+  call.b = a.split + rows * from * a.k + to, call.ldb = a.k;
   call.beta = 1;
-  call.c = a.errors + int64_t{to} * a.n, call.ldc = a.n;
+  call.c = a.sums + int64_t{to} * a.n, call.ldc = a.n;
+  call.tf32 = true;
   return cublas.Gemm(call);
-}
-
-absl::Status SweepStretch(const SweepArgs& a, int first, int end, Cublas& cublas,
-                          const Queue& queue) {
-  for (int panel = (end - 1) / kPanel * kPanel; panel >= first; panel -= kPanel) {
-    const int panel_end = std::min(panel + kPanel, end);
-    const cudaError_t launched = SweepPanel(a, panel, panel_end - panel, queue);
-    if (launched != cudaSuccess) return FromCuda(launched, "SweepPanel");
-    if (absl::Status s = PassOn(a, panel, panel_end, first, panel, cublas); !s.ok()) return s;
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status Sweep(const SweepArgs& a, Cublas& cublas, const Queue& queue) {
-  absl::Status status = Clear(a.errors, int64_t{a.k} * a.n * sizeof(float), queue);
+  absl::Status status = Clear(a.sums, int64_t{a.k} * a.n * sizeof(float), queue);
   if (status.ok()) status = Clear(a.losses, a.n * sizeof(double), queue);
   if (status.ok()) status = Clear(a.clipped, a.n * sizeof(int), queue);
   for (int first = (a.k - 1) / kStretch * kStretch; status.ok() && first >= 0; first -= kStretch) {
-    const int end = std::min(first + kStretch, a.k);
-    status = SweepStretch(a, first, end, cublas, queue);
-    if (status.ok()) status = PassOn(a, first, end, 0, first, cublas);
+    const int begin = first / kPanel, end = (std::min(first + kStretch, a.k) + kPanel - 1) / kPanel;
+    for (int panel = end - 1; panel >= begin && status.ok(); --panel) {
+      status = FromCuda(SweepPanel(a, panel, panel - begin, queue), "SweepPanel");
+      if (!status.ok()) return status;
+      status = PassOn(a, first, panel, panel + 1, first, panel * kPanel, cublas);
+    }
+    if (status.ok()) status = PassOn(a, first, begin, end, 0, first, cublas);
   }
   return status;
 }

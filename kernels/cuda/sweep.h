@@ -5,10 +5,11 @@
 //   method    rows are independent. A kernel takes 128 columns of all rows, a thread a row, the
 //             factor's block in shared memory; what their errors ask of earlier columns is a
 //             product, of 128 columns inside a stretch of 1024 and of a whole stretch before it
-//   roof      n k^2 multiply-adds in fp32: the products. TF32 would be seven times as fast, but
-//             errs by 2^-11 of a sum that may be several steps: one code in some thousand would
-//             change
-//   numerics  fp32, losses added in fp64; deterministic for a device and shape
+//   roof      n k^2 multiply-adds: three times as many in tf32
+//   numerics  plain tf32 would err by 2^-11 of a sum that may be several steps: one code in some
+//             thousand would change. So errors and factor are each split into a tf32 number and
+//             the rest, and three of the four products are added up: what is lost is below 2^-21.
+//             Sums fp32, losses fp64; deterministic for a device and shape
 //   source    Chen et al., arXiv:2507.18553; the same recurrence as server/quant/solver.h
 #pragma once
 
@@ -22,16 +23,22 @@
 
 namespace babai::cuda {
 
+// Rows of SweepArgs::errors: of one stretch, each panel's high, high and low parts.
+constexpr int kStretch = 1024;
+constexpr int kSweepErrors = 3 * kStretch;
+
 // Matrices are feature-major, [k, n]: neighbouring rows of the layer lie side by side.
-struct SweepArgs {            // device pointers
-  const float* w;             // [k, n], original columns
-  const int32_t* order;       // [k], the column at each position
-  const float* l;             // [k, k] row-major, the factor, 0 above its diagonal
+struct SweepArgs {       // device pointers
+  const float* w;        // [k, n], original columns
+  const int32_t* order;  // [k], the column at each position
+  const float* split;    // what SplitFactor() makes
+  const float* blocks;
   const float* diag;          // [k], L_pp
   const float* inverse;       // [k], 1 / L_pp
   const uint16_t* scales;     // [k / group, n] fp16, of original columns
   const uint8_t* zeros;       // [k / group, n]
-  float* errors;              // [k, n], positions; overwritten: w - q
+  float* sums;                // [k, n], positions; overwritten: s
+  float* errors;              // [kSweepErrors, n]; overwritten
   uint8_t* codes;             // [k, n], original columns; overwritten
   double* losses;             // [n]; overwritten: ||(w - q) L||^2
   int* clipped;               // [n]; overwritten: weights that wanted a value outside the grid

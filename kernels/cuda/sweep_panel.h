@@ -7,8 +7,8 @@ namespace babai::cuda {
 
 constexpr int kPanel = 128;  // columns
 
-// Positions [first, first + count) of the sweep; `errors` holds s there before and e after.
-cudaError_t SweepPanel(const SweepArgs& args, int first, int count, const Queue& queue);
+// Panel number `panel` of the sweep, whose errors are number `place` of its stretch's.
+cudaError_t SweepPanel(const SweepArgs& args, int panel, int place, const Queue& queue);
 
 // sorted[p] = w[order[p]].
 cudaError_t SortColumns(const NormArgs& args, const Queue& queue);

@@ -21,6 +21,9 @@
 namespace babai {
 namespace {
 
+// The norms' products lie where the sweep's errors will.
+static_assert(cuda::kNormColumns <= cuda::kSweepErrors);
+
 constexpr int64_t kMostInputs = 65535;  // and outputs: a launch's second dimension
 constexpr int kCodes = 256;             // that there may be
 
@@ -129,8 +132,9 @@ CudaGroupSolver::Memory CudaGroupSolver::Plan(absl::Span<const CudaGroupShape> s
   const Largest m(shapes, recipe);
   Memory memory;
   // cuSOLVER's workspace is not known before it is opened: it takes less than a quarter of k^2.
-  memory.device = m.k * m.k * (4 + 8 + 4 + 2) + Columns(nullptr, m.k).bytes +
-                  m.weights * (4 + 4 + 1) + int64_t{cuda::kNormColumns} * m.n * 4 + m.code_bytes +
+  memory.device = m.k * m.k * (4 + 8 + 2) + cuda::SplitValues(m.k) * 4 +
+                  cuda::BlockValues(m.k) * 4 + Columns(nullptr, m.k).bytes +
+                  m.weights * (4 + 4 + 1) + int64_t{cuda::kSweepErrors} * m.n * 4 + m.code_bytes +
                   m.groups_weights * (2 + 2 + 1) + m.zero_bytes + RowSums(nullptr, m.n).bytes +
                   static_cast<int64_t>(m.linears) * kCodes * 8;
   memory.pinned = Columns(nullptr, m.k).bytes + m.result_bytes();
@@ -167,10 +171,11 @@ absl::Status CudaGroupSolver::Allocate(absl::Span<const CudaGroupShape> shapes) 
   }
   for (const auto& [bytes, buffer] :
        {std::pair{m.k * m.k * 4, &moments_}, std::pair{m.k * m.k * 8, &metric_},
-        std::pair{m.k * m.k * 4, &factor_}, std::pair{work_values_ * 8, &work_},
+        std::pair{cuda::SplitValues(m.k) * 4, &factor_},
+        std::pair{cuda::BlockValues(m.k) * 4, &blocks_}, std::pair{work_values_ * 8, &work_},
         std::pair{Columns(nullptr, m.k).bytes, &columns_}, std::pair{m.weights * 4, &weights_},
-        std::pair{m.weights * 4, &errors_},
-        std::pair{int64_t{cuda::kNormColumns} * m.n * 4, &products_}, std::pair{m.weights, &codes_},
+        std::pair{m.weights * 4, &sums_},
+        std::pair{int64_t{cuda::kSweepErrors} * m.n * 4, &errors_}, std::pair{m.weights, &codes_},
         std::pair{m.code_bytes, &packed_}, std::pair{m.groups_weights * 2, &scales_},
         std::pair{m.groups_weights * 2, &turned_scales_}, std::pair{m.groups_weights, &zeros_},
         std::pair{m.zero_bytes, &packed_zeros_}, std::pair{RowSums(nullptr, m.n).bytes, &rows_},
@@ -297,7 +302,7 @@ absl::StatusOr<bool> CudaGroupSolver::TryFactor(absl::Span<const double> diag) {
     status = cholesky_->Run(metric_.data<double>(), Int(k), work_.data<double>(), work_values_,
                             device.info);
   }
-  // The norms want the factor in tf32; the sweep takes it again, as it is.
+  // As the norms want it; the sweep takes it again.
   const cuda::TakeFactorArgs take = {metric_.data<double>(), factor_.data<float>(), device.pivots,
                                      /*to_tf32=*/true, Int(k)};
   if (status.ok()) status = Launched(cuda::TakeFactor(take, queue()), "TakeFactor");
@@ -354,20 +359,22 @@ absl::Status CudaGroupSolver::FitAndSweep() {
   const cuda::NormArgs norm = {stack(),
                                columns.order,
                                factor_.data<float>(),
+                               sums_.data<float>(),
                                errors_.data<float>(),
-                               products_.data<float>(),
                                rows.references,
                                Int(n),
                                Int(k)};
   if (status.ok()) status = cuda::SquaredNorms(norm, cublas_, queue());
-  const cuda::TakeFactorArgs take = {metric_.data<double>(), factor_.data<float>(), nullptr,
-                                     /*to_tf32=*/false, Int(k)};
-  if (status.ok()) status = Launched(cuda::TakeFactor(take, queue()), "TakeFactor");
+  const cuda::SplitFactorArgs split = {metric_.data<double>(), factor_.data<float>(),
+                                       blocks_.data<float>(), Int(k)};
+  if (status.ok()) status = Launched(cuda::SplitFactor(split, queue()), "SplitFactor");
   cuda::SweepArgs sweep{};
-  sweep.w = stack(), sweep.order = columns.order, sweep.l = factor_.data<float>();
+  sweep.w = stack(), sweep.order = columns.order;
+  sweep.split = factor_.data<float>(), sweep.blocks = blocks_.data<float>();
   sweep.diag = columns.l_diag, sweep.inverse = columns.inverse;
   sweep.scales = scales_.data<uint16_t>(), sweep.zeros = zeros_.data<uint8_t>();
-  sweep.errors = errors_.data<float>(), sweep.codes = codes_.data<uint8_t>();
+  sweep.sums = sums_.data<float>(), sweep.errors = errors_.data<float>();
+  sweep.codes = codes_.data<uint8_t>();
   sweep.losses = rows.losses, sweep.clipped = rows.clipped;
   sweep.n = Int(n), sweep.k = Int(k), sweep.group = Int(solved_.group);
   sweep.max_code = (1 << recipe_.bits) - 1;

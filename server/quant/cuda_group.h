@@ -120,9 +120,9 @@ class CudaGroupSolver {
   Solved solved_;
 
   // On the device, for the largest group.
-  cuda::Buffer moments_, metric_, factor_, work_;  // [k, k]: sums, fp64, L, cuSOLVER's
-  cuda::Buffer columns_;                           // small arrays of k
-  cuda::Buffer weights_, errors_, products_;       // [k, n], [k, n], [kNormColumns, n]
+  cuda::Buffer moments_, metric_, factor_, blocks_, work_;  // sums, fp64, L split, cuSOLVER's
+  cuda::Buffer columns_;                                    // small arrays of k
+  cuda::Buffer weights_, sums_, errors_;                    // [k, n], [k, n], [kSweepErrors, n]
   cuda::Buffer codes_, packed_, scales_, turned_scales_, zeros_, packed_zeros_;
   cuda::Buffer rows_;  // small arrays of n
   cuda::Buffer counts_;

@@ -149,6 +149,33 @@ TEST_F(QuantizeOps, FactorIsThatOfTheOrderedMetric) {
   }
 }
 
+TEST_F(QuantizeOps, SplitFactorAddsUpToTheFactor) {
+  constexpr int kK = 300;
+  const std::vector<float> values = RandomFloats(kK * kK, 12);
+  std::vector<double> factor(values.begin(), values.end());
+  const DeviceVector<double> device(factor);
+  const DeviceVector<float> split(std::vector<float>(SplitValues(kK), NAN)),
+      blocks(std::vector<float>(BlockValues(kK), NAN));
+  Launched(SplitFactor({device.data(), split.data(), blocks.data(), kK}, queue()));
+  const std::vector<float> parts = split.ToHost(), diagonal = blocks.ToHost();
+  for (int r = 0; r < SplitPanels(kK) * kSplitRows; ++r) {
+    const int panel = r / kSplitRows, row = r % kSplitRows, first = panel * kSplitRows;
+    for (int c = 0; c < first; ++c) {
+      const float* at = &parts[(panel * 3 * kSplitRows + row) * kK + c];
+      const float high = at[0], low = at[kSplitRows * kK];
+      const float want = r < kK ? values[c * kK + r] : 0;
+      ASSERT_EQ(std::bit_cast<uint32_t>(high) & 0x1fff, 0u);
+      ASSERT_EQ(high + low, want);
+      ASSERT_LE(std::abs(low), 0x1p-11 * std::abs(want));
+      ASSERT_EQ(at[2 * kSplitRows * kK], high);
+    }
+    for (int c = first; c < first + kSplitRows; ++c) {
+      const float want = r < kK && c <= r ? values[c * kK + r] : 0;
+      ASSERT_EQ(diagonal[(panel * kSplitRows + row) * kSplitRows + c - first], want);
+    }
+  }
+}
+
 TEST_F(QuantizeOps, NotPositiveDefiniteIsToldByItsPivot) {
   auto cholesky = Cholesky::Make(stream_);
   if (!cholesky.ok()) GTEST_SKIP() << "needs a GPU with cuSOLVER: " << cholesky.status().message();
@@ -266,16 +293,25 @@ TEST_P(SweepTest, EveryCodeIsTheRoundingOfWhatItsSuccessorsLeft) {
   for (uint16_t& v : scales)
     v = Encode(0.1f / max_code * (0.5f + (rng() % 100) / 100.0f), Dtype::kFp16);
   for (uint8_t& v : zeros) v = rng() % (max_code + 1);
-  const DeviceVector<float> dw(w), dl(l), ddiag(diag), dinverse(inverse);
+  std::vector<double> factor(int64_t{k} * k, 0.0);  // as Cholesky::Run leaves it
+  for (int r = 0; r < k; ++r) {
+    for (int c = 0; c <= r; ++c) factor[int64_t{c} * k + r] = l[int64_t{r} * k + c];
+  }
+  const DeviceVector<double> dfactor(factor);
+  const DeviceVector<float> split(std::vector<float>(SplitValues(k), NAN)),
+      blocks(std::vector<float>(BlockValues(k), NAN));
+  Launched(SplitFactor({dfactor.data(), split.data(), blocks.data(), k}, queue()));
+  const DeviceVector<float> dw(w), ddiag(diag), dinverse(inverse);
   const DeviceVector<int32_t> dorder(order);
   const DeviceVector<uint16_t> dscales(scales);
   const DeviceVector<uint8_t> dzeros(zeros), codes(std::vector<uint8_t>(int64_t{k} * n, 0xff));
-  const DeviceVector<float> errors(std::vector<float>(int64_t{k} * n, NAN));
+  const DeviceVector<float> sums(std::vector<float>(int64_t{k} * n, NAN)),
+      errors(std::vector<float>(int64_t{kSweepErrors} * n, NAN));
   const DeviceVector<double> losses(std::vector<double>(n, NAN));
   const DeviceVector<int> clipped(std::vector<int>(n, -1));
-  Done(Sweep({dw.data(), dorder.data(), dl.data(), ddiag.data(), dinverse.data(), dscales.data(),
-              dzeros.data(), errors.data(), codes.data(), losses.data(), clipped.data(), n, k,
-              group, max_code},
+  Done(Sweep({dw.data(), dorder.data(), split.data(), blocks.data(), ddiag.data(), dinverse.data(),
+              dscales.data(), dzeros.data(), sums.data(), errors.data(), codes.data(),
+              losses.data(), clipped.data(), n, k, group, max_code},
              *cublas_, queue()));
   const std::vector<uint8_t> got = codes.ToHost();
   const std::vector<double> loss = losses.ToHost();
