@@ -38,7 +38,7 @@ struct Largest {
   int64_t result_bytes() const {
     constexpr int64_t kLine = 64;
     return code_bytes + zero_bytes + 2 * groups_weights + n * (2 * 8 + 4) + 4 +
-           static_cast<int64_t>(linears) * kCudaCodes * 8 + 7 * kLine;
+           static_cast<int64_t>(linears) * kCudaCodes * 8 + 8 * kLine;
   }
 };
 
