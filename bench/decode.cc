@@ -1,13 +1,14 @@
 // How fast does the GPU's runner serve a model of Llama-3-8B's shape?
 //
 //   decode [--batch 1,4,16,64] [--context 512] [--prefill 2048,8192] [--chunk 2048] [--bits 4]
-//          [--group 128] [--steps 50]
+//          [--group 128] [--steps 50] [--logits 1]
 //
 // Weights are random, made on the device: linears and head packed, symmetric. A decode step is
-// Runner::Step() as the scheduler calls it, logits of every sequence on the host included; medians.
-// The limit of a step is the bytes of weights and of the keys and values read over 4613 GB/s (H200,
-// measured read), or its multiplications over 787 TFLOP/s, whichever takes longer; that of prefill
-// the multiplications alone. "logits" is the time that bringing them to the host takes by itself.
+// Runner::Step() as the scheduler calls it, tokens drawn on the device; with --logits 1 the logits
+// of every sequence come to the host instead; medians. The limit of a step is the bytes of weights
+// and of the keys and values read over 4613 GB/s (H200, measured read), or its multiplications over
+// 787 TFLOP/s, whichever takes longer; that of prefill the multiplications alone. "logits" is the
+// time that bringing them to the host takes by itself.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -34,7 +35,7 @@ constexpr double kFlopsPerMs = 787e9;       // H200, bf16 on random data
 
 struct Options {
   std::vector<int> batch{1, 4, 16, 64}, prefill{2048, 8192};
-  int context = 512, chunk = 2048, bits = 4, group = 128, steps = 50;
+  int context = 512, chunk = 2048, bits = 4, group = 128, steps = 50, logits = 0;
 };
 
 template <typename T>
@@ -73,6 +74,8 @@ Options Parse(int argc, char** argv) {
       o.group = value;
     } else if (flag == "--steps") {
       o.steps = value;
+    } else if (flag == "--logits") {
+      o.logits = value;
     } else {
       std::fprintf(stderr, "decode: unknown %s; see the head of bench/decode.cc\n", flag.c_str());
       std::exit(2);
@@ -141,7 +144,8 @@ class Model {
       block.attn_norm = block.mlp_norm = norm;
       block.qkv = RandomLinear(qkv_rows, config_.hidden);
       block.o = RandomLinear(config_.hidden, config_.q_rows());
-      block.gate_up = RandomLinear(2 * config_.intermediate, config_.hidden);
+      block.gate_up =
+          RandomLinear(2 * config_.intermediate, config_.hidden, CudaLinear::Order::kInEights);
       block.down = RandomLinear(config_.hidden, config_.intermediate);
     }
     weights_->final_norm = norm;
@@ -154,7 +158,8 @@ class Model {
   int64_t block_weights() const { return block_weights_; }
 
  private:
-  CudaLinear RandomLinear(int64_t rows, int64_t cols) {
+  CudaLinear RandomLinear(int64_t rows, int64_t cols,
+                          CudaLinear::Order order = CudaLinear::Order::kStacked) {
     CudaLinear::Part part;
     part.rows = rows, part.packed = true;
     part.shape = {static_cast<int>(rows), static_cast<int>(cols), o_.bits, o_.group, false};
@@ -166,7 +171,7 @@ class Model {
     weights_->bytes += part.weights.bytes();
     std::vector<CudaLinear::Part> parts;
     parts.push_back(std::move(part));
-    return CudaLinear(std::move(parts), cols);
+    return CudaLinear(std::move(parts), cols, order);
   }
   void MakeEmbedding() {
     std::mt19937 rng(2);
@@ -204,7 +209,8 @@ double MedianMs(int reps, const std::function<void()>& run) {
 // One step: `count` tokens at `start` of each of `sequences` sequences, logits of the last ones.
 class Steps {
  public:
-  explicit Steps(Runner& runner) : runner_(runner), logits_(runner.LogitsBuffer(64)) {}
+  Steps(Runner& runner, bool want_logits)
+      : runner_(runner), want_logits_(want_logits), logits_(runner.LogitsBuffer(64)) {}
 
   void Run(int sequences, int start, int count) {
     const int blocks = (start + count + 15) / 16;
@@ -219,11 +225,16 @@ class Steps {
       for (int b = 0; b < blocks; ++b) tables.push_back(b * sequences + s);
       rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
     }
-    Must(runner_.Step({tokens, positions, begin, context, tables, blocks, rows}, logits_));
+    std::vector<TokenChoice> choices;
+    if (!want_logits_) choices.assign(sequences, {true, 1.0f, 0.5});
+    Must(runner_.Step(
+        {tokens, positions, begin, context, tables, blocks, rows, absl::MakeSpan(choices)},
+        logits_));
   }
 
  private:
   Runner& runner_;
+  const bool want_logits_;
   float* const logits_;  // pinned, as the scheduler has them
 };
 
@@ -248,7 +259,7 @@ int Main(int argc, char** argv) {
   options.max_sequences = 64;
   std::unique_ptr<CudaWeights> weights = model.Make();
   auto runner = Must(CudaRunner::Create(model.config(), std::move(weights), options));
-  Steps steps(*runner);
+  Steps steps(*runner, o.logits != 0);
   const double kv_per_token = static_cast<double>(runner->kv_bytes()) / (4096.0 * 16);
   std::printf("W%d g%d, head too: %.2f GB of weights read a step\n", o.bits, o.group,
               model.linear_bytes() / 1e9);

@@ -212,9 +212,10 @@ class Bench {
                          o_.tile, o_.early, stream));
       return;
     }
-    const absl::Status done =
-        PackedGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype, o_.early},
-                   device_, stream);
+    turn_ = turn_ == Turn::kWide ? Turn::kNarrow : Turn::kWide;
+    const absl::Status done = PackedGemm({data_.x(), weights, data_.y(), data_.workspace(), shape,
+                                          m, o_.dtype, o_.early, GemmEnds{}, turn_},
+                                         device_, stream);
     if (!done.ok()) std::fprintf(stderr, "gemm: %s\n", done.ToString().c_str()), std::exit(1);
   }
 
@@ -281,13 +282,14 @@ class Bench {
 
  private:
   StreamGemmPlan LibraryPlan(const Linear& l, int m) const {
-    return PlanStreamGemm(ShapeOf(o_, bits_, l), m, device_.sms, device_.shared_bytes, true);
+    return PlanStreamGemm(ShapeOf(o_, bits_, l), m, device_.sms, device_.shared_bytes, true,
+                          Turn::kNarrow);
   }
 
   // With as many stages as fit half of an SM's shared memory, one less, and as fit all of it.
   std::vector<StreamGemmPlan> Plans(const PackedShape& shape, int m) const {
     std::vector<StreamGemmPlan> plans;
-    const int half = HalfOfShared(device_.shared_bytes);
+    const auto half = static_cast<int>(SharedOfTurn(device_.shared_bytes, Turn::kNarrow));
     for (const int unit_tiles : {1, 2, 4}) {
       for (const int splits : {1, 2, 4}) {
         StreamGemmPlan plan{unit_tiles, splits, device_.sms / splits, 0, half};
@@ -313,6 +315,7 @@ class Bench {
   Options o_;
   int bits_;
   DeviceLimits device_;
+  Turn turn_ = Turn::kNarrow;  // the last launch's
   Data data_;
 };
 

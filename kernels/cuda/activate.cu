@@ -34,7 +34,7 @@ __device__ __forceinline__ Eight<T> LoadEight(const RowsOf& rows, int64_t row, i
 
 template <typename T>
 __global__ void ActivateKernel(ActivateArgs a) {
-  StartBeforeProduct();
+  StartStep();
   const int64_t row = blockIdx.x;
   const int col = (blockIdx.y * kThreads + threadIdx.x) * kAtOnce;
   if (col >= a.width) return;

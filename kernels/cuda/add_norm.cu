@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(1024) AddNormKernel(AddNormArgs a) {
     const int at = (q * blockDim.x + threadIdx.x) * 4;
     if (at < a.hidden) PrefetchToL2(a.norm.weight + at);
   }
-  StartBeforeProduct();
+  StartStep();
   const int64_t row = a.row == nullptr ? blockIdx.x : a.row[blockIdx.x];
   float* x = a.x + row * a.hidden;
   RowPart<kQuads> part;

@@ -5,13 +5,15 @@
 //             each query and key (prefill)
 //   method    online softmax over tiles of keys on mma.m16n8k16, the query heads that share a
 //             key/value head as rows of one tile (Dao et al. 2022, arXiv:2205.14135).
-//             Decode splits the keys (Flash-Decoding): a block takes 128 keys at a time, four warps
-//             32 each; the split depends on the sequence's length alone, and the last block adds
-//             the parts in order. Prefill: 128 rows of (token, head) a block, eight warps, keys
-//             through a ring of two tiles in shared memory
+//             Decode splits the keys (Flash-Decoding): a block takes 128 keys, or more where the
+//             plan allows too few blocks, then 64 at a time through a ring of two; each of four
+//             warps has its share of them; the last block adds the parts in order. It can finish q,
+//             k and v itself. Prefill: 128 rows of (token, head) a block, eight
+//             warps, keys through a ring of two tiles in shared memory
 //   limits    head_dim a multiple of 8, up to 256; kv_heads divides heads; sm_80 or newer
 //   numerics  q, k, v and weights in fp16, sums and softmax fp32. Deterministic; a query's result
-//             depends on its own row and its sequence's cache alone
+//             depends on its own row and its sequence's cache, for decode also on DecodePlan's
+//             splits and most_splits
 //
 // A query at position p sees positions max(0, p - window + 1) .. p. Blocks wholly before the first
 // that any query of the call sees are not read, nor are their table entries.
@@ -54,7 +56,7 @@ struct AttentionArgs {  // device pointers
 constexpr int kDecodeKeys = 128;  // of a block at a time
 constexpr int kMostDecodeSplits = 32;
 
-// Blocks that share a sequence of at most `context` keys, for the grid.
+// Blocks that may share a sequence of at most `context` keys.
 constexpr int DecodeSplits(int64_t context) {
   const int64_t tiles = (context + kDecodeKeys - 1) / kDecodeKeys;
   return static_cast<int>(tiles < kMostDecodeSplits ? tiles : kMostDecodeSplits);
@@ -65,13 +67,19 @@ constexpr int DecodeSplits(int64_t context) {
 int64_t DecodeWorkspaceBytes(int sequences, int heads, int head_dim);
 
 struct DecodePlan {
-  int count = 0;              // sequences [0, count), each with one row or none
-  int splits = 0;             // DecodeSplits() of the longest context, or more
-  void* workspace = nullptr;  // DecodeWorkspaceBytes(most_sequences, ..)
-  int most_sequences = 0;     // at least count
+  int count = 0;                        // sequences [0, count), each with one row or none
+  int splits = 0;                       // DecodeSplits() of the longest context, or more
+  int most_splits = kMostDecodeSplits;  // blocks a sequence is shared among at most
+  void* workspace = nullptr;            // DecodeWorkspaceBytes(most_sequences, ..)
+  int most_sequences = 0;               // at least count
 };
 
-cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, const Queue& queue);
+// `finish`: does what FinishQkv() would do for these sequences' tokens, but leaves q as it is.
+// Needs finish->q to be args.q and finish->cache args.cache. Where kernels may start early, what
+// finish and args point to besides q, k, v and `out` must be there before the preceding kernel
+// starts: it is read meanwhile, as are the cached keys.
+cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, const Queue& queue,
+                            const FinishQkvArgs* finish = nullptr);
 
 // --- prefill
 

@@ -1,10 +1,18 @@
+#include <algorithm>
+
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/finish_head.cuh"
 
 namespace babai::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kWarpKeys = kDecodeKeys / kWarps;
+// Keys and values come through a ring of kStages: one that holds all keys of a block where it has
+// no more than kDecodeKeys, which takes the fewest steps; else two, so that one fills meanwhile.
+template <int kStages>
+constexpr int kStageKeys = kDecodeKeys / kStages;
+template <int kStages>
+constexpr int kWarpKeys = kStageKeys<kStages> / kWarps;
 constexpr int kThreads = kWarps * kWarp;
 
 // What softmax needs to know of a part: its largest score and the sum of its weights.
@@ -29,39 +37,47 @@ struct Share {
   int begin, stop;  // of this block, from a multiple of kDecodeKeys on
   int splits;       // blocks with a share
 
-  __device__ Share(const AttentionArgs& a, const AttentionSequence& s, int split) {
+  __device__ Share(const AttentionArgs& a, const AttentionSequence& s, int split, int most_splits) {
     end = s.start + 1;
     first = a.window > 0 ? max(0, end - a.window) : 0;
     const int tile0 = first / kDecodeKeys, tiles = (end - 1) / kDecodeKeys + 1 - tile0;
-    const int each = (tiles + kMostDecodeSplits - 1) / kMostDecodeSplits;
+    const int each = (tiles + most_splits - 1) / most_splits;
     splits = (tiles + each - 1) / each;
     begin = (tile0 + split * each) * kDecodeKeys;
     stop = min(end, begin + each * kDecodeKeys);
   }
 };
 
-// 32 keys from `key0` on, k or v, to the warp's rows of shared memory.
-template <int kDim>
-__device__ __forceinline__ void CopyKeys(const AttentionArgs& a, const int32_t* table,
-                                         const __half* values, int kv_head, const Share& share,
-                                         int key0, uint32_t to, int lane) {
-  constexpr int kPieces = kDim / 8;  // of 16 bytes
-  const int stride = a.cache.stride();
-  const int mine = key0 + lane;
-  const bool seen = mine >= share.first && mine < share.stop;
-  int64_t row = 0;
-  if (seen) {
-    const int block = table[mine / a.cache.block_size];
-    row = a.cache.RowAt(int64_t{block} * a.cache.block_size + mine % a.cache.block_size, kv_head);
-  }
+// Where in k and v a key's row is.
+__device__ __forceinline__ int64_t RowOfKey(const KvCache& cache, const int32_t* table, int key,
+                                            int kv_head) {
+  const int64_t block = table[key / cache.block_size];
+  return cache.RowAt(block * cache.block_size + key % cache.block_size, kv_head);
+}
+
+// Where a lane's key of a stage is, in pieces of 16 bytes of k and v; kNoKey: it has none.
+constexpr uint32_t kNoKey = 0xffffffff;
+constexpr int kPieceHalves = 8;
+
+// A warp's keys of a stage, k and v, to its rows of shared memory; zeros where there is none.
+template <int kDim, int kWarpKeys>
+__device__ __forceinline__ void CopyKeys(const KvCache& cache, uint32_t piece_of_key, uint32_t k,
+                                         uint32_t v, int lane) {
+  constexpr int kPieces = kDim / kPieceHalves, kRounds = kWarpKeys * kPieces / kWarp;
+  const int pieces = cache.stride() / kPieceHalves;
+  const auto copy = [&](const __half* values, uint32_t to) {
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int key = (i * kWarp + lane) / kPieces, piece = (i * kWarp + lane) % kPieces;
-    const int64_t from = __shfl_sync(kAllLanes, row, key);
-    const bool valid = __shfl_sync(kAllLanes, seen, key) && piece * 8 < stride;
-    CopyAsync16OrZero(to + key * kRowHalves<kDim> * 2 + piece * 16,
-                      values + from + (valid ? piece * 8 : 0), valid);
-  }
+    for (int i = 0; i < kRounds; ++i) {
+      const int key = (i * kWarp + lane) / kPieces, piece = (i * kWarp + lane) % kPieces;
+      const uint32_t from = __shfl_sync(kAllLanes, piece_of_key, key);
+      const bool valid = from != kNoKey && piece < pieces;
+      CopyAsync16OrZero(to + key * kRowHalves<kDim> * 2 + piece * 16,
+                        values + (valid ? int64_t{from} + piece : 0) * kPieceHalves, valid);
+    }
+    CopyAsyncCommit();
+  };
+  copy(cache.k, k);
+  copy(cache.v, v);
 }
 
 template <int kDim>
@@ -74,17 +90,17 @@ struct DecodeShared {
 template <int kDim>
 struct DecodeFound {
   float out[kWarps][kRowsOfWarp][kDim];
-  Seen seen[kRowsOfWarp][kWarps], parts[kRowsOfWarp][kMostDecodeSplits], together[kRowsOfWarp];
-  float factors[kRowsOfWarp][kMostDecodeSplits];
+  Seen seen[kRowsOfWarp][kWarps];
 };
 
-template <int kDim>
-__device__ void StoreFound(const RowsState<kDim, kWarpKeys>& state, DecodeFound<kDim>& found,
+template <int kDim, int kKeys>
+__device__ void StoreFound(const RowsState<kDim, kKeys>& state, DecodeFound<kDim>& found, int rows,
                            int warp, int lane) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = g + 8 * r;
+    if (row >= rows) continue;
 #pragma unroll
     for (int d = 0; d < kDim / 8; ++d) {
       *reinterpret_cast<float2*>(&found.out[warp][row][d * 8 + 2 * t]) =
@@ -94,113 +110,215 @@ __device__ void StoreFound(const RowsState<kDim, kWarpKeys>& state, DecodeFound<
   }
 }
 
-// Parts of one row as one: their factors 2^(top_i - top), and what they have seen together.
-__device__ __forceinline__ Seen Together(const Seen* parts, int count) {
-  Seen all{kMinusInfinity, 0};
-  for (int i = 0; i < count; ++i) all.top = fmaxf(all.top, parts[i].top);
-  for (int i = 0; i < count; ++i) {
-    if (parts[i].top != kMinusInfinity) all.sum += parts[i].sum * exp2f(parts[i].top - all.top);
-  }
-  return all;
-}
-__device__ __forceinline__ float FactorOf(const Seen& part, const Seen& all) {
-  return part.top == kMinusInfinity ? 0.0f : exp2f(part.top - all.top);
-}
-
-// Four neighbours of a row's sum, over parts `stride` values apart, in their order.
-template <typename Load>
-__device__ __forceinline__ float4 SumOfParts(const float* factors, int count, const Load& load) {
+// Parts of one row as one, added in their order: four neighbouring features of it.
+struct Merged {
+  Seen seen{kMinusInfinity, 0};
   float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int i = 0; i < count; ++i) {
-    const float4 part = load(i);
-    sum.x += part.x * factors[i], sum.y += part.y * factors[i];
-    sum.z += part.z * factors[i], sum.w += part.w * factors[i];
+
+  __device__ __forceinline__ void Add(const Seen& part, const float4& v) {
+    if (part.top == kMinusInfinity) return;  // it saw nothing
+    const float top = fmaxf(seen.top, part.top);
+    const float keep = exp2f(seen.top - top), factor = exp2f(part.top - top);
+    seen = {top, seen.sum * keep + part.sum * factor};
+    sum.x = sum.x * keep + v.x * factor, sum.y = sum.y * keep + v.y * factor;
+    sum.z = sum.z * keep + v.z * factor, sum.w = sum.w * keep + v.w * factor;
   }
-  return sum;
-}
+  template <typename T>
+  __device__ __forceinline__ void Store(T* to) const {
+    const float factor = 1 / seen.sum;
+    to[0] = FromFloat<T>(sum.x * factor), to[1] = FromFloat<T>(sum.y * factor);
+    to[2] = FromFloat<T>(sum.z * factor), to[3] = FromFloat<T>(sum.w * factor);
+  }
+};
 
-template <typename T>
-__device__ __forceinline__ void StoreFour(T* to, const float4& v, float factor) {
-  to[0] = FromFloat<T>(v.x * factor), to[1] = FromFloat<T>(v.y * factor);
-  to[2] = FromFloat<T>(v.z * factor), to[3] = FromFloat<T>(v.w * factor);
-}
+// A part that another block left: its loads are under way while others are added.
+struct LeftPart {
+  Seen seen;
+  float4 sum;
 
+  __device__ __forceinline__ void Load(const Seen* from_seen, const float* from) {
+    const float2 s = __ldcg(reinterpret_cast<const float2*>(from_seen));
+    seen = {s.x, s.y};
+    sum = __ldcg(reinterpret_cast<const float4*>(from));
+  }
+};
+
+// The new token's q, k and v as FinishQkv() would leave them: q's rows in shared memory; k and v,
+// in the block whose share they are, there and in the cache.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, Workspace workspace) {
+struct FreshRows {
+  const FinishQkvArgs& f;
+  const AttentionSequence& s;
+  int kv_head, head0, rows;  // rows of q
+  bool owns_key;
+  int64_t cache_row;      // of the new key, if owned
+  __half *k_row, *v_row;  // in shared memory, or null: not among the first keys
+
+  // Item 0 is k, item 1 v, then q's rows.
+  __device__ __forceinline__ const T* From(int item) const {
+    const int64_t t = s.first_row;
+    const int dim = f.cache.head_dim;
+    if (item == 0) return static_cast<const T*>(f.k.data) + t * f.k.stride + kv_head * dim;
+    if (item == 1) return static_cast<const T*>(f.v.data) + t * f.v.stride + kv_head * dim;
+    return static_cast<const T*>(f.q) + t * f.q_stride + (head0 + item - 2) * dim;
+  }
+  __device__ __forceinline__ bool Wanted(int item) const {
+    return item < 2 ? owns_key : item < 2 + rows;
+  }
+  __device__ __forceinline__ void Finish(int item, Head<kDim>& head, const HeadAngles<kDim>& angles,
+                                         __half* q_row, float* scratch) const {
+    const int dim = f.cache.head_dim;
+    const float* biases = item == 0 ? f.k_bias : item == 1 ? f.v_bias : f.q_bias;
+    const int head_index = item < 2 ? kv_head : head0 + item - 2;
+    const float* norm = item == 0 ? f.k_norm : item == 1 ? nullptr : f.q_norm;
+    if (biases != nullptr) head.Add(biases + head_index * dim, dim);
+    if (norm != nullptr) head.Normalize(norm, dim, f.eps);
+    if (item != 1 && f.angles != nullptr) head.Turn(angles, f.pairs, dim, scratch);
+    if (item >= 2) return head.Store(q_row, dim);
+    head.Store((item == 0 ? f.cache.k : f.cache.v) + cache_row, dim);
+    __half* const kept = item == 0 ? k_row : v_row;
+    if (kept != nullptr) head.Store(kept, dim);
+  }
+};
+
+// kFinish: q, k and v are finished here (see DecodeAttention()).
+template <typename T, int kDim, int kStages, bool kFinish>
+__global__ void __launch_bounds__(kThreads)
+    DecodeKernel(AttentionArgs a, Workspace workspace, int most_splits, FinishQkvArgs finish) {
   extern __shared__ __align__(16) uint8_t memory[];
   DecodeShared<kDim>& shared = *reinterpret_cast<DecodeShared<kDim>*>(memory);
+  constexpr int kOfStage = kStageKeys<kStages>, kOfWarp = kWarpKeys<kStages>;  // keys
   __shared__ bool last;
-  StartBeforeProduct();
+  LetNextKernelStart();
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim, group = a.heads / kv_heads;
   const int head_tiles = HeadTiles(a.heads, kv_heads);
   const int kv_head = blockIdx.y / head_tiles, tile = blockIdx.y % head_tiles;
   const int head0 = kv_head * group + tile * kRowsOfWarp;
   const int rows = min(kRowsOfWarp, group - tile * kRowsOfWarp);
+  if (!kFinish) WaitForPrecedingKernel();
   const AttentionSequence s = a.sequences[blockIdx.z];
-  if (s.rows == 0) return;
-  const Share share(a, s, blockIdx.x);
-  if (static_cast<int>(blockIdx.x) >= share.splits) return;
+  const Share share(a, s, blockIdx.x, most_splits);
+  if (s.rows == 0 || static_cast<int>(blockIdx.x) >= share.splits) {
+    if (kFinish) WaitForPrecedingKernel();
+    return;
+  }
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int32_t* table = a.tables + s.table;
 
+  // Each warp has a ring of its own, of its keys of each stage.
   const uint32_t q = SharedAddress(shared.q);
-  const uint32_t k = SharedAddress(shared.k[warp * kWarpKeys]);
-  const uint32_t v = SharedAddress(shared.v[warp * kWarpKeys]);
-  const auto some_seen = [&](int key0) {
-    return key0 < share.stop && key0 + kWarpKeys > share.first;
+  constexpr uint32_t kStageBytes = kOfStage * kRowHalves<kDim> * 2;
+  const uint32_t k_ring = SharedAddress(shared.k[warp * kOfWarp]);
+  const uint32_t v_ring = SharedAddress(shared.v[warp * kOfWarp]);
+  const int stages = (share.stop - share.begin + kOfStage - 1) / kOfStage;
+  const int block_size = a.cache.block_size, stride = a.cache.stride();
+  const int64_t block_values = a.cache.block_values();
+  const auto key0_of = [&](int stage) { return share.begin + stage * kOfStage + warp * kOfWarp; };
+  const auto some_seen = [&](int stage) {
+    const int key0 = key0_of(stage);
+    return stage < stages && key0 < share.stop && key0 + kOfWarp > share.first;
   };
-  const auto copy = [&](int key0) {
-    CopyKeys<kDim>(a, table, a.cache.k, kv_head, share, key0, k, lane);
-    CopyAsyncCommit();
-    CopyKeys<kDim>(a, table, a.cache.v, kv_head, share, key0, v, lane);
-    CopyAsyncCommit();
+  // The lane's key of a stage, if it is one that is seen and before `stop`.
+  const auto find = [&](int stage, int stop) {
+    const int key = key0_of(stage) + lane;
+    const bool seen = lane < kOfWarp && stage < stages && key >= share.first && key < stop;
+    if (!seen) return kNoKey;
+    const int logical = key / block_size, place = key - logical * block_size;
+    return static_cast<uint32_t>(
+        (table[logical] * block_values + (kv_head * block_size + place) * stride) / kPieceHalves);
   };
-  if (some_seen(share.begin + warp * kWarpKeys)) copy(share.begin + warp * kWarpKeys);
-  for (int r = warp; r < kRowsOfWarp; r += kWarps) {
-    LoadQueryRow<T, kDim>(r < rows ? QueryAt<T>(a, s.first_row, head0 + r) : nullptr, dim,
-                          shared.q[r], lane);
-  }
-  __syncthreads();
-  RowsState<kDim, kWarpKeys> state;
-  for (int base = share.begin; base < share.stop; base += kDecodeKeys) {
-    const int key0 = base + warp * kWarpKeys;
-    if (!some_seen(key0)) continue;
-    if (base > share.begin) copy(key0);
-    CopyAsyncWait<1>();
-    __syncwarp();
-    float scores[kWarpKeys / 8][4];
-    state.Scores(q, k, lane, scores);
+  // Two groups of copies a stage, k's first, even where there is none: waits count them.
+  const auto copy = [&](int stage, uint32_t piece_of_key) {
+    const uint32_t at = stage % kStages * kStageBytes;
+    if (some_seen(stage)) {
+      CopyKeys<kDim, kOfWarp>(a.cache, piece_of_key, k_ring + at, v_ring + at, lane);
+    } else {
+      CopyAsyncCommit();
+      CopyAsyncCommit();
+    }
+  };
+  // The first keys, without the new token's where that is not in the cache yet.
+  const int cached = kFinish ? min(share.stop, s.start) : share.stop;
+  uint32_t next[kStages];
 #pragma unroll
-    for (int n = 0; n < kWarpKeys / 8; ++n) {
+  for (int stage = 0; stage < kStages; ++stage) next[stage] = find(stage, cached);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = key0 + n * 8 + lane % 4 * 2 + i % 2;
-        const bool seen = key >= share.first && key < share.stop;
-        scores[n][i] = seen ? ScoreOf(scores[n][i], a) : kMinusInfinity;
+  for (int stage = 0; stage < kStages; ++stage) copy(stage, next[stage]);
+  if constexpr (kFinish) {
+    __shared__ float turned[kWarps][kDim];
+    const int64_t t = s.first_row;
+    HeadAngles<kDim> angles;
+    if (finish.angles != nullptr)
+      angles.Load(finish.angles + t * finish.angle_stride, finish.pairs);
+    for (int r = rows + warp; r < kRowsOfWarp; r += kWarps) {
+      LoadQueryRow<T, kDim>(nullptr, dim, shared.q[r], lane);
+    }
+    // Features past the head's multiply zeros: q's here, the keys' by the copies.
+    for (int r = warp; r < rows; r += kWarps) {
+      for (int d = dim + lane; d < kDim; d += kWarp) shared.q[r][d] = __half(0.0f);
+    }
+    FreshRows<T, kDim> fresh{finish, s, kv_head, head0, rows, share.stop == share.end};
+    const int place = s.start - share.begin;
+    const bool kept = fresh.owns_key && place < kDecodeKeys;
+    fresh.k_row = kept ? shared.k[place] : nullptr;
+    fresh.v_row = kept ? shared.v[place] : nullptr;
+    fresh.cache_row = fresh.owns_key ? RowOfKey(a.cache, table, s.start, kv_head) : 0;
+    if (kept) CopyAsyncWait<0>();  // the copies zero the new key's row
+    __syncthreads();
+    WaitForPrecedingKernel();
+    for (int item = warp; item < 2 + rows; item += 2 * kWarps) {
+      const int other = item + kWarps;
+      Head<kDim> one, two;  // loads of both are under way at once
+      if (fresh.Wanted(item)) one.Load(fresh.From(item), dim);
+      if (fresh.Wanted(other)) two.Load(fresh.From(other), dim);
+      if (fresh.Wanted(item)) {
+        fresh.Finish(item, one, angles, shared.q[max(item - 2, 0)], turned[warp]);
+      }
+      if (fresh.Wanted(other)) {
+        fresh.Finish(other, two, angles, shared.q[other - 2], turned[warp]);
       }
     }
-    CopyAsyncWait<0>();
-    __syncwarp();
-    state.Add(scores, v, lane);
-    __syncwarp();  // the rows may be overwritten
+  } else {
+    for (int r = warp; r < kRowsOfWarp; r += kWarps) {
+      LoadQueryRow<T, kDim>(r < rows ? QueryAt<T>(a, s.first_row, head0 + r) : nullptr, dim,
+                            shared.q[r], lane);
+    }
   }
+  __syncthreads();
+  RowsState<kDim, kOfWarp> state;
+  for (int stage = 0; stage < stages; ++stage) {
+    const uint32_t at = stage % kStages * kStageBytes;
+    const int key0 = key0_of(stage);
+    const bool any = some_seen(stage);
+    const uint32_t later = find(stage + kStages, share.stop);  // arrives meanwhile
+    float scores[kOfWarp / 8][4];
+    CopyAsyncWait<2 * kStages - 1>();
+    __syncwarp();
+    if (any) {
+      state.Scores(q, k_ring + at, lane, scores);
+#pragma unroll
+      for (int n = 0; n < kOfWarp / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int key = key0 + n * 8 + lane % 4 * 2 + i % 2;
+          const bool seen = key >= share.first && key < share.stop;
+          scores[n][i] = seen ? ScoreOf(scores[n][i], a) : kMinusInfinity;
+        }
+      }
+    }
+    CopyAsyncWait<2 * kStages - 2>();
+    __syncwarp();
+    if (any) state.Add(scores, v_ring + at, lane);
+    __syncwarp();  // the rows may be overwritten
+    copy(stage + kStages, later);
+  }
+  CopyAsyncWait<0>();
   state.Finish();
 
   // The warps' results as one; q and the keys are done with.
   __syncthreads();
   DecodeFound<kDim>& found = *reinterpret_cast<DecodeFound<kDim>*>(memory);
-  StoreFound<kDim>(state, found, warp, lane);
-  auto& seen = found.seen;
-  auto& parts = found.parts;
-  auto& together = found.together;
-  auto& factors = found.factors;
-  __syncthreads();
-  if (threadIdx.x < rows) {
-    const int r = threadIdx.x;
-    together[r] = Together(seen[r], kWarps);
-    for (int w = 0; w < kWarps; ++w) factors[r][w] = FactorOf(seen[r][w], together[r]);
-  }
+  StoreFound(state, found, rows, warp, lane);
   __syncthreads();
   const int64_t first_head = int64_t{blockIdx.z} * a.heads + head0;
   T* out = static_cast<T*>(a.out) + int64_t{s.first_row} * a.heads * dim + head0 * dim;
@@ -208,72 +326,81 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, Worksp
   constexpr int kRowThreads = kDim / 4;  // each with four neighbours of a row
   const int d = threadIdx.x % kRowThreads * 4;
   for (int r = threadIdx.x / kRowThreads; r < rows && d < dim; r += kThreads / kRowThreads) {
-    const float4 sum = SumOfParts(factors[r], kWarps, [&](int w) {
-      return *reinterpret_cast<const float4*>(&found.out[w][r][d]);
-    });
+    Merged merged;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      merged.Add(found.seen[r][w], *reinterpret_cast<const float4*>(&found.out[w][r][d]));
+    }
     const int64_t part = (first_head + r) * kMostDecodeSplits + blockIdx.x;
     if (alone) {
-      StoreFour(out + r * dim + d, sum, 1 / together[r].sum);
+      merged.Store(out + r * dim + d);
     } else {
-      *reinterpret_cast<float4*>(workspace.outs + part * dim + d) = sum;
-      if (d == 0) workspace.seen[part] = together[r];
+      *reinterpret_cast<float4*>(workspace.outs + part * dim + d) = merged.sum;
+      if (d == 0) workspace.seen[part] = merged.seen;
     }
   }
   if (alone) return;
 
-  // The last block to come adds up the parts, in their order.
-  __threadfence();
+  // The last block to come adds up the parts, in their order. Everybody's stores come before the
+  // barrier, and so before the first thread's fence and count.
   __syncthreads();
   if (threadIdx.x == 0) {
     unsigned* arrivals = workspace.arrivals + blockIdx.z * gridDim.y + blockIdx.y;
+    __threadfence();
     last = atomicAdd(arrivals, 1u) == static_cast<unsigned>(share.splits - 1);
     if (last) *arrivals = 0;
+    __threadfence();
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
-  for (int i = threadIdx.x; i < rows * kMostDecodeSplits; i += kThreads) {
-    const int r = i / kMostDecodeSplits, p = i % kMostDecodeSplits;
-    if (p >= share.splits) continue;
-    const float2 part = __ldcg(
-        reinterpret_cast<const float2*>(workspace.seen + (first_head + r) * kMostDecodeSplits + p));
-    parts[r][p] = {part.x, part.y};
-  }
-  __syncthreads();
-  if (threadIdx.x < rows) together[threadIdx.x] = Together(parts[threadIdx.x], share.splits);
-  __syncthreads();
-  for (int i = threadIdx.x; i < rows * kMostDecodeSplits; i += kThreads) {
-    const int r = i / kMostDecodeSplits, p = i % kMostDecodeSplits;
-    if (p < share.splits) factors[r][p] = FactorOf(parts[r][p], together[r]);
-  }
-  __syncthreads();
   for (int r = threadIdx.x / kRowThreads; r < rows && d < dim; r += kThreads / kRowThreads) {
-    const float* from = workspace.outs + (first_head + r) * kMostDecodeSplits * dim + d;
-    const float4 sum = SumOfParts(factors[r], share.splits, [&](int p) {
-      return __ldcg(reinterpret_cast<const float4*>(from + p * dim));
-    });
-    StoreFour(out + r * dim + d, sum, 1 / together[r].sum);
+    const int64_t part = (first_head + r) * kMostDecodeSplits;
+    const float* outs = workspace.outs + part * dim + d;
+    constexpr int kAtOnce = 4;
+    Merged merged;
+    for (int p0 = 0; p0 < share.splits; p0 += kAtOnce) {
+      LeftPart parts[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int p = min(p0 + i, share.splits - 1);
+        parts[i].Load(workspace.seen + part + p, outs + int64_t{p} * dim);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (p0 + i < share.splits) merged.Add(parts[i].seen, parts[i].sum);
+      }
+    }
+    merged.Store(out + r * dim + d);
   }
 }
 
 template <typename T, int kDim>
-cudaError_t LaunchDecode(const AttentionArgs& args, int count, int splits,
-                         const Workspace& workspace, const Queue& queue) {
+cudaError_t LaunchDecode(const AttentionArgs& args, const DecodePlan& plan,
+                         const Workspace& workspace, const FinishQkvArgs* finish,
+                         const Queue& queue) {
   constexpr int64_t kBytes = sizeof(DecodeShared<kDim>) > sizeof(DecodeFound<kDim>)
                                  ? sizeof(DecodeShared<kDim>)
                                  : sizeof(DecodeFound<kDim>);
   const int tiles = args.cache.kv_heads * HeadTiles(args.heads, args.cache.kv_heads);
-  return Launch(DecodeKernel<T, kDim>, dim3(splits, tiles, count), kThreads, kBytes, queue, args,
-                workspace);
+  // Contexts of kMostDecodeSplits may be longer than one share each.
+  const bool one_stage = plan.splits <= plan.most_splits && plan.splits < kMostDecodeSplits;
+  const bool finishes = finish != nullptr;
+  const auto kernel =
+      finishes ? (one_stage ? DecodeKernel<T, kDim, 1, true> : DecodeKernel<T, kDim, 2, true>)
+               : (one_stage ? DecodeKernel<T, kDim, 1, false> : DecodeKernel<T, kDim, 2, false>);
+  const dim3 grid(std::min(plan.splits, plan.most_splits), tiles, plan.count);
+  return Launch(kernel, grid, kThreads, kBytes, queue, args, workspace, plan.most_splits,
+                finishes ? *finish : FinishQkvArgs{});
 }
 
 template <typename T>
-cudaError_t LaunchTyped(const AttentionArgs& args, int count, int splits,
-                        const Workspace& workspace, const Queue& queue) {
+cudaError_t LaunchTyped(const AttentionArgs& args, const DecodePlan& plan,
+                        const Workspace& workspace, const FinishQkvArgs* finish,
+                        const Queue& queue) {
   const int dim = args.cache.head_dim;
-  if (dim <= 64) return LaunchDecode<T, 64>(args, count, splits, workspace, queue);
-  if (dim <= 128) return LaunchDecode<T, 128>(args, count, splits, workspace, queue);
-  return LaunchDecode<T, 256>(args, count, splits, workspace, queue);
+  if (dim <= 64) return LaunchDecode<T, 64>(args, plan, workspace, finish, queue);
+  if (dim <= 128) return LaunchDecode<T, 128>(args, plan, workspace, finish, queue);
+  return LaunchDecode<T, 256>(args, plan, workspace, finish, queue);
 }
 
 int64_t OutBytes(int64_t parts, int head_dim) { return parts * head_dim * sizeof(float); }
@@ -286,7 +413,8 @@ int64_t DecodeWorkspaceBytes(int sequences, int heads, int head_dim) {
          int64_t{sequences} * heads * sizeof(unsigned);
 }
 
-cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, const Queue& queue) {
+cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, const Queue& queue,
+                            const FinishQkvArgs* finish) {
   const int64_t parts = int64_t{plan.most_sequences} * args.heads * kMostDecodeSplits;
   auto* const bytes = static_cast<uint8_t*>(plan.workspace);
   Workspace workspace;
@@ -294,8 +422,8 @@ cudaError_t DecodeAttention(const AttentionArgs& args, const DecodePlan& plan, c
   workspace.seen = reinterpret_cast<Seen*>(bytes + OutBytes(parts, args.cache.head_dim));
   workspace.arrivals = reinterpret_cast<unsigned*>(workspace.seen + parts);
   return args.dtype == Dtype::kFp16
-             ? LaunchTyped<__half>(args, plan.count, plan.splits, workspace, queue)
-             : LaunchTyped<__nv_bfloat16>(args, plan.count, plan.splits, workspace, queue);
+             ? LaunchTyped<__half>(args, plan, workspace, finish, queue)
+             : LaunchTyped<__nv_bfloat16>(args, plan, workspace, finish, queue);
 }
 
 }  // namespace babai::cuda

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   extern __shared__ __align__(16) uint8_t memory[];
   PrefillShared<kDim>& shared = *reinterpret_cast<PrefillShared<kDim>*>(memory);
   constexpr int kKeys = kTileKeys<kDim>;
-  StartBeforeProduct();
+  StartStep();
   const int kv_head = blockIdx.y, dim = a.cache.head_dim;
   const PrefillTile tile = tiles[blockIdx.x];
   const AttentionSequence s = a.sequences[tile.sequence];

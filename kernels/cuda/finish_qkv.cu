@@ -1,56 +1,11 @@
+#include "kernels/cuda/finish_head.cuh"
 #include "kernels/cuda/finish_qkv.h"
-#include "kernels/cuda/launch.cuh"
 
 namespace babai::cuda {
 namespace {
 
 constexpr int kWarps = 4;
 constexpr int kMostDim = 256;
-constexpr int kPerLane = kMostDim / kWarp;
-
-// A head of one token, features lane, lane + 32, ... of it in this lane.
-struct Head {
-  float v[kPerLane];
-
-  template <typename Fn>
-  __device__ __forceinline__ void ForEach(int dim, const Fn& fn) {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int d = i * kWarp + lane;
-      if (d < dim) fn(v[i], d);
-    }
-  }
-
-  template <typename T>
-  __device__ __forceinline__ void Load(const T* from, const float* bias, int dim) {
-    ForEach(dim, [&](float& value, int d) {
-      value = ToFloat(from[d]) + (bias == nullptr ? 0.0f : bias[d]);
-    });
-  }
-  __device__ __forceinline__ void Normalize(const float* weight, int dim, float eps) {
-    float squares = 0;
-    ForEach(dim, [&](float& value, int) { squares += value * value; });
-    const float inverse = rsqrtf(WarpSum(squares) / static_cast<float>(dim) + eps);
-    ForEach(dim, [&](float& value, int d) { value *= inverse * weight[d]; });
-  }
-  // Partners lie in other lanes, wherever `pairs` puts them: through `row`, the warp's own.
-  __device__ __forceinline__ void Turn(const float2* angles, int pairs, int dim, float* row) {
-    ForEach(dim, [&](float& value, int d) { row[d] = value; });
-    __syncwarp();
-    ForEach(dim, [&](float& value, int d) {
-      if (d >= 2 * pairs) return;
-      const float2 angle = angles[d < pairs ? d : d - pairs];
-      value = d < pairs ? value * angle.x - row[d + pairs] * angle.y
-                        : value * angle.x + row[d - pairs] * angle.y;
-    });
-    __syncwarp();
-  }
-  template <typename T>
-  __device__ __forceinline__ void Store(T* to, int dim) {
-    ForEach(dim, [&](float& value, int d) { to[d] = FromFloat<T>(value); });
-  }
-};
 
 template <typename T>
 __global__ void FinishQkvKernel(FinishQkvArgs a) {
@@ -61,13 +16,18 @@ __global__ void FinishQkvKernel(FinishQkvArgs a) {
   if (item >= a.heads + 2 * kv_heads) return;
   const int64_t t = blockIdx.x;
   float* row = rows[threadIdx.x / kWarp];
-  const float2* angles = a.angles == nullptr ? nullptr : a.angles + t * a.angle_stride;
-  Head head;
+  HeadAngles<kMostDim> angles;
+  if (a.angles != nullptr) angles.Load(a.angles + t * a.angle_stride, a.pairs);
+  Head<kMostDim> head;
+  const auto finish = [&](const float* bias, const float* norm, bool turned) {
+    if (bias != nullptr) head.Add(bias, dim);
+    if (norm != nullptr) head.Normalize(norm, dim, a.eps);
+    if (turned && a.angles != nullptr) head.Turn(angles, a.pairs, dim, row);
+  };
   if (item < a.heads) {
     T* q = static_cast<T*>(a.q) + t * a.q_stride + item * dim;
-    head.Load(q, a.q_bias == nullptr ? nullptr : a.q_bias + item * dim, dim);
-    if (a.q_norm != nullptr) head.Normalize(a.q_norm, dim, a.eps);
-    if (angles != nullptr) head.Turn(angles, a.pairs, dim, row);
+    head.Load(q, dim);
+    finish(a.q_bias == nullptr ? nullptr : a.q_bias + item * dim, a.q_norm, true);
     head.Store(q, dim);
     return;
   }
@@ -77,10 +37,8 @@ __global__ void FinishQkvKernel(FinishQkvArgs a) {
   const int h = item - a.heads - (is_k ? 0 : kv_heads);
   const RowsOf& from = is_k ? a.k : a.v;
   const float* bias = is_k ? a.k_bias : a.v_bias;
-  head.Load(static_cast<const T*>(from.data) + t * from.stride + h * dim,
-            bias == nullptr ? nullptr : bias + h * dim, dim);
-  if (is_k && a.k_norm != nullptr) head.Normalize(a.k_norm, dim, a.eps);
-  if (is_k && angles != nullptr) head.Turn(angles, a.pairs, dim, row);
+  head.Load(static_cast<const T*>(from.data) + t * from.stride + h * dim, dim);
+  finish(bias == nullptr ? nullptr : bias + h * dim, is_k ? a.k_norm : nullptr, is_k);
   head.Store((is_k ? a.cache.k : a.cache.v) + a.cache.RowAt(slot, h), dim);
 }
 

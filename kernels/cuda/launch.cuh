@@ -23,13 +23,16 @@ struct AsGiven {
 template <typename... Params>
 cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, int64_t shared_bytes,
                    const Queue& queue, typename AsGiven<Params>::Type... args) {
+  // The products before and after take all of an SM's shared memory, and an SM has to run dry
+  // before it can be divided otherwise.
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  cudaError_t set = cudaFuncSetAttribute(address, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared);
   constexpr int64_t kWithoutAsking = 48 * 1024;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t set =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (set != cudaSuccess) return set;
+  if (set == cudaSuccess && shared_bytes > kWithoutAsking) {
+    set = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
+  if (set != cudaSuccess) return set;
   cudaLaunchAttribute attribute;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
@@ -49,11 +52,6 @@ __device__ __forceinline__ void StartStep() {
   LetNextKernelStart();
   WaitForPrecedingKernel();
 }
-
-// The same where a product of packed weights follows, which may only start when this kernel ends:
-// its blocks would fill the places that this and the preceding kernel leave, two on some SMs and
-// none on others, and the product then takes up to twice as long (docs/perf/cuda_decode.md).
-__device__ __forceinline__ void StartBeforeProduct() { WaitForPrecedingKernel(); }
 
 __device__ __forceinline__ void PrefetchToL2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));

@@ -15,6 +15,10 @@ namespace {
 // Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
 constexpr int kStreamBestTokens = 2;
 
+bool IsTiled(int m, const DeviceLimits& device) {
+  return device.major == 9 && m > kStreamBestTokens;
+}
+
 absl::Status Check(const PackedGemmArgs& a) {
   const PackedShape& s = a.shape;
   const bool known_bits = s.bits == 2 || s.bits == 3 || s.bits == 4 || s.bits == 8;
@@ -28,37 +32,54 @@ absl::Status Check(const PackedGemmArgs& a) {
       reinterpret_cast<uintptr_t>(a.weights) % 128 != 0) {
     return absl::InvalidArgumentError("PackedGemm: x or weights not aligned");
   }
+  if (a.ends.output == GemmOutput::kGate && s.n % kTileRows != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("PackedGemm: no pairs of gate and up in ", s.n));
+  }
   return absl::OkStatus();
 }
 
 absl::Status Tiled(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
-  const TileGemmPlan plan = PlanTileGemm(args.shape, args.m, device.sms, device.shared_bytes);
-  return FromCuda(
-      LaunchTileGemm({args.x, args.weights, args.y, args.workspace, args.shape, args.m, args.dtype},
-                     plan, args.early_start, stream),
-      "PackedGemm");
+  // Two of these beside one another are slower, whatever stands between them (measured).
+  const TileGemmPlan plan =
+      PlanTileGemm(args.shape, args.m, device.sms, device.shared_bytes, Turn::kWide);
+  return FromCuda(LaunchTileGemm({args.x, args.weights, args.y, args.workspace, args.shape, args.m,
+                                  args.dtype, args.ends},
+                                 plan, args.early_start, stream),
+                  "PackedGemm");
+}
+
+// Bytes of a token's y.
+int64_t OutputBytes(const PackedGemmArgs& args) {
+  constexpr int64_t kElement = 2;  // fp16 and bf16 alike
+  const int64_t n = args.shape.n;
+  if (args.ends.output == GemmOutput::kAdd) return n * static_cast<int64_t>(sizeof(float));
+  return args.ends.output == GemmOutput::kGate ? n / 2 * kElement : n * kElement;
 }
 
 // Eight tokens at a time.
 absl::Status Streamed(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
-  constexpr int64_t kElement = 2;  // bytes, fp16 and bf16 alike
+  const bool normed = args.ends.norm != nullptr;
+  const int64_t x_bytes = int64_t{args.shape.k} * (normed ? 4 : 2), y_bytes = OutputBytes(args);
+  // A block that has all of k can do more than store its sums.
+  const bool splits = device.major >= 9 && !normed && args.ends.output == GemmOutput::kStore;
   for (int done = 0, m = 0; done < args.m; done += m) {
     m = std::min(kStreamMaxTokens, args.m - done);
     StreamGemmPlan plan;
     // The longer k is, the fewer tokens fit shared memory beside the weights on their way.
     for (;; m /= 2) {
-      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, device.major >= 9);
+      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, splits, args.turn);
       if (plan.stages > 0) break;
       if (m == 1)
         return absl::InvalidArgumentError(
             absl::StrCat("PackedGemm: k ", args.shape.k, " is too long"));
     }
-    const StreamGemmArgs part{static_cast<const char*>(args.x) + kElement * done * args.shape.k,
+    const StreamGemmArgs part{static_cast<const char*>(args.x) + done * x_bytes,
                               args.weights,
-                              static_cast<char*>(args.y) + kElement * done * args.shape.n,
+                              static_cast<char*>(args.y) + done * y_bytes,
                               args.shape,
                               m,
-                              args.dtype};
+                              args.dtype,
+                              args.ends};
     const bool early = args.early_start && device.major >= 9;
     absl::Status launched = FromCuda(LaunchStreamGemm(part, plan, early, stream), "PackedGemm");
     if (!launched.ok()) return launched;
@@ -86,10 +107,17 @@ int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
   return TileGemmWorkspaceBytes(device.sms);
 }
 
+bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device) {
+  return !IsTiled(m, device) && StreamGemmTakesNorm(shape.k, m);
+}
+
 absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
                         cudaStream_t stream) {
   if (absl::Status checked = Check(args); !checked.ok()) return checked;
-  if (device.major == 9 && args.m > kStreamBestTokens) return Tiled(args, device, stream);
+  if (args.ends.norm != nullptr && !PackedGemmTakesNorm(args.shape, args.m, device)) {
+    return absl::InvalidArgumentError("PackedGemm: no norm of so many tokens");
+  }
+  if (IsTiled(args.m, device)) return Tiled(args, device, stream);
   return Streamed(args, device, stream);
 }
 

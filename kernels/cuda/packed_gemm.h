@@ -14,7 +14,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/gemm_ends.h"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/stream_gemm.h"
 
 namespace babai::cuda {
 
@@ -41,7 +43,12 @@ struct PackedGemmArgs {  // device pointers, owned by the caller
   // Starts while the stream's preceding kernel still runs and reads weights meanwhile. Right unless
   // that kernel writes these weights.
   bool early_start = true;
+  GemmEnds ends;  // change what x and y are
+  Turn turn = Turn::kWide;
 };
+
+// Whether GemmEnds::norm may be given at m tokens.
+bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device);
 
 // Enqueues on `stream` and returns without waiting; allocates nothing.
 // InvalidArgument: outside the limits. Internal: the launch failed.

@@ -121,6 +121,13 @@ __device__ __forceinline__ void CopyAsyncArrive(uint32_t bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
 }
 
+// *to += v where no other thread adds to it in the same launch: nobody waits for what was there.
+__device__ __forceinline__ void AddToMemory(float* to, float v) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)),
+               "f"(v)
+               : "memory");
+}
+
 // --- programmatic dependent launch
 
 // Until this returns, nothing the preceding kernel of the stream writes may be read or overwritten.

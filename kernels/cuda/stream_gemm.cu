@@ -64,12 +64,12 @@ int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmP
 }
 
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                              bool has_clusters) {
+                              bool has_clusters, Turn turn) {
   // Every SM gets a block, even one without strips: it holds its place (see StreamGemmPlan). One
   // token leaves room for two blocks an SM; with more, x takes that room and deeper rings are
   // better. A chain that mixes the two is worse than either, so that m alone decides while x fits.
   // Splits cost more than they save unless x does not fit otherwise (docs/perf/cuda_gemm.md).
-  const int64_t half = HalfOfShared(shared_bytes);
+  const int64_t half = SharedOfTurn(shared_bytes, turn);
   const int unit_tiles = std::max(1, 8 / shape.bits);  // about 4 KB
   for (const int64_t room : {half, shared_bytes}) {
     if (room == half && m > 1) continue;
@@ -88,7 +88,8 @@ cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& p
                              bool early_start, cudaStream_t stream) {
   int64_t shared_bytes = 0;
   StreamGemmParams p = MakeParams(args.shape, args.m, plan, &shared_bytes);
-  p.x = args.x, p.y = args.y, p.weights = static_cast<const uint8_t*>(args.weights);
+  p.x = args.x, p.y = args.y, p.ends = args.ends;
+  p.weights = static_cast<const uint8_t*>(args.weights);
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};

@@ -1,6 +1,8 @@
 // The kernel of stream_gemm.h.
 #pragma once
 
+#include "kernels/cuda/gemm_ends.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/record_mma.cuh"
 #include "kernels/cuda/stream_gemm.h"
 
@@ -38,7 +40,8 @@ struct StreamGemmParams {
   uint32_t over_k_units[2];  // 2^32 over (k_units.each, k_units.each + 1), rounded up
   int record_bytes;
   int64_t strip_bytes, row_meta_offset, row_zeros_offset;
-  uint32_t exponent;               // of bf16 fragments: dequant.cuh says why it is not a constant
+  uint32_t exponent;  // of bf16 fragments: dequant.cuh says why it is not a constant
+  GemmEnds ends;
   int ring, x_rows, slots, inbox;  // offsets in shared memory
 };
 
@@ -85,6 +88,56 @@ struct XBlock {
     }
     CopyAsyncArrive(bar);
 #endif
+  }
+};
+
+// x where it is to be normed first: rows of the residual stream, a row to as many warps as there
+// are for a token. They are read once and wait in registers for their sum of squares.
+struct NormedX {
+  float4 weights[kNormQuads];
+  int token, thread, threads;  // this thread's row, and its place among that row's
+
+  __device__ __forceinline__ explicit NormedX(const StreamGemmParams& p) {
+    threads = kStreamWarps / p.m * kLanes;
+    token = threadIdx.x / threads, thread = threadIdx.x - token * threads;
+    ForEach(p, [&](int q, int col) {
+      weights[q] = __ldg(reinterpret_cast<const float4*>(p.ends.norm + col));
+    });
+  }
+  template <typename Fn>
+  __device__ __forceinline__ void ForEach(const StreamGemmParams& p, const Fn& fn) const {
+#pragma unroll
+    for (int q = 0; q < kNormQuads; ++q) {
+      const int col = (q * threads + thread) * 4;
+      if (col < p.k && token < p.m) fn(q, col);
+    }
+  }
+  // `scratch`: a float a warp. Ends with a barrier.
+  template <typename T>
+  __device__ __forceinline__ void Put(const StreamGemmParams& p, const XBlock& to,
+                                      float* scratch) const {
+    float4 v[kNormQuads];
+    const float* row = static_cast<const float*>(p.x) + int64_t{token} * p.k;
+    ForEach(p, [&](int q, int col) { v[q] = *reinterpret_cast<const float4*>(row + col); });
+    float squares = 0;
+    ForEach(p, [&](int q, int) {
+      squares += v[q].x * v[q].x + v[q].y * v[q].y + v[q].z * v[q].z + v[q].w * v[q].w;
+    });
+    squares = WarpSum(squares);
+    if (threadIdx.x % kLanes == 0) scratch[threadIdx.x / kLanes] = squares;
+    __syncthreads();
+    const int warps = threads / kLanes, first = min(token * warps, kStreamWarps - warps);
+    float sum = 0;
+    for (int w = 0; w < warps; ++w) sum += scratch[first + w];
+    const float inverse = rsqrtf(sum / static_cast<float>(p.k) + p.ends.eps);
+    ForEach(p, [&](int q, int col) {
+      T* at = reinterpret_cast<T*>(to.rows + token * to.stride) + col;
+      at[0] = FromFloat<T>(v[q].x * inverse * weights[q].x);
+      at[1] = FromFloat<T>(v[q].y * inverse * weights[q].y);
+      at[2] = FromFloat<T>(v[q].z * inverse * weights[q].z);
+      at[3] = FromFloat<T>(v[q].w * inverse * weights[q].w);
+    });
+    __syncthreads();
   }
 };
 
@@ -181,19 +234,37 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   LetNextKernelStart();
   const XBlock x(p, smem, k_tile0 * kTileCols, k_tiles * kTileCols);
   x.ClearTail(p.m, lane);
-  __syncthreads();  // x_bar is ready
-  WaitForPrecedingKernel();
-  x.Copy(p, k_tile0 * kTileCols, x_bar);
+  float* const slots = reinterpret_cast<float*>(smem + p.slots);
+  // At the end warp w serves token w % m, a row a lane. What is added to is read meanwhile.
+  const int part = warp / p.m, parts = kStreamWarps / p.m, token = warp - part * p.m;
+  const int rows = strips * kStripRows, row0 = strip0 * kStripRows;
+  const int first = part < parts ? part * kLanes + lane : rows, step = parts * kLanes;
+  const bool adds = p.ends.output == GemmOutput::kAdd;
+  float* const sum_to = static_cast<float*>(p.y) + int64_t{token} * p.n + row0;
+  float before = 0;
+  const auto read_before = [&] {
+    if (adds && first < min(rows, p.n - row0)) before = sum_to[first];
+  };
+  if (p.ends.norm != nullptr) {
+    const NormedX normed(p);
+    WaitForPrecedingKernel();
+    read_before();
+    normed.Put<T>(p, x, slots);
+  } else {
+    __syncthreads();  // x_bar is ready
+    WaitForPrecedingKernel();
+    x.Copy(p, k_tile0 * kTileCols, x_bar);
+    read_before();
+  }
 #if __CUDA_ARCH__ >= 900
   if (p.split_shift > 0) ClusterArrive();  // says that this block runs: see ClusterWait() below
 #endif
 
   // Work through the units. Sums stay in registers while the strip stays the same.
-  float* const slots = reinterpret_cast<float*>(smem + p.slots);
   const int slot_floats = kSlotColumn * p.m;
   const uint32_t x_lane = SharedAddress(x.rows) + min(lane % 8, p.m - 1) * x.stride + lane / 8 * 16;
   float run[kStripTiles][1][4] = {}, total[kStripTiles][1][4] = {}, x_sums[1][4] = {};
-  BarrierWait(x_bar, 0);
+  if (p.ends.norm == nullptr) BarrierWait(x_bar, 0);
 #pragma unroll 1
   while (work.unit < end) {
     BarrierWait(bars + work.stage * 8, work.parity);
@@ -224,11 +295,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   }
   __syncthreads();
 
-  // Sum over the warps, in their order; then over the blocks of the cluster, in theirs. Warp w
-  // serves token w % m.
-  const int part = warp / p.m, parts = kStreamWarps / p.m, token = warp - part * p.m;
-  const int rows = strips * kStripRows, row0 = strip0 * kStripRows;
-  const int first = part < parts ? part * kLanes + lane : rows, step = parts * kLanes;
+  // Sum over the warps, in their order; then over the blocks of the cluster, in theirs.
   T* y = static_cast<T*>(p.y) + int64_t{token} * p.n + row0;
   const auto block_sum = [&](int row) {
     const int strip = row / kStripRows;
@@ -265,9 +332,23 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     return;
   }
 #endif
+  const int valid = min(rows, p.n - row0);
+  if (p.ends.output == GemmOutput::kGate) {
+    y = static_cast<T*>(p.y) + int64_t{token} * (p.n / 2) + row0 / 2;
 #pragma unroll 1
-  for (int row = first; row < min(rows, p.n - row0); row += step) {
-    y[row] = FromFloat<T>(block_sum(row));
+    for (int i = first; i < valid / 2; i += step) {
+      const int gate = i / 8 * kTileRows + i % 8;
+      y[i] = FromFloat<T>(Gated(p.ends.gate, block_sum(gate), block_sum(gate + 8)));
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int row = first; row < valid; row += step) {
+    if (adds) {
+      sum_to[row] = block_sum(row) + (row == first ? before : sum_to[row]);
+    } else {
+      y[row] = FromFloat<T>(block_sum(row));
+    }
   }
 }
 

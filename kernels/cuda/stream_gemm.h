@@ -21,6 +21,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/gemm_ends.h"
 #include "kernels/cuda/packed_layout.h"
 
 namespace babai::cuda {
@@ -33,10 +34,11 @@ struct StreamGemmPlan {
   int splits = 0;      // blocks of a cluster, each with a share of k: 1, 2, 4, 8; <= units along k
   int clusters = 0;    // the strips are shared out among these
   int stages = 0;      // units a warp's ring holds
-  // Asked for even if less is needed: half an SM's, so that each SM has room for one block of this
-  // kernel and one of the next, which fills its rings meanwhile; or all of it. Anything between, or
-  // an SM without a block of this kernel, lets two blocks of the next share an SM while others have
-  // none: it then takes twice as long (measured). Hence also clusters * splits == number of SMs.
+  // Asked for even if less is needed: a turn's part of an SM's (below), so that each SM has room
+  // for one block of this kernel and one of the next, which fills its rings meanwhile; or all of
+  // it. Otherwise, or with an SM without a block of this kernel, two blocks of the next may share
+  // an SM while others have none: it then takes twice as long (measured). Hence also clusters *
+  // splits == number of SMs.
   int shared_bytes = 0;
 };
 
@@ -47,18 +49,35 @@ struct StreamGemmArgs {
   PackedShape shape;
   int m;
   Dtype dtype;
+  GemmEnds ends;  // other than kStore without a norm: plans without splits only
 };
 
-// What a block may use when two are to fit on an SM that gives one block at most `shared_bytes`.
-constexpr int64_t HalfOfShared(int64_t shared_bytes) { return (shared_bytes + 1024) / 2 - 1024; }
+// Two products' blocks share an SM, but never two of a kWide one: it can start beside any kernel
+// and still have one block on each SM. A kNarrow one has that only right behind another product,
+// whose blocks hold a place on every SM.
+enum class Turn { kWide, kNarrow };
+
+// What a block of that turn takes of an SM that gives one block at most `shared_bytes`.
+constexpr int64_t SharedOfTurn(int64_t shared_bytes, Turn turn) {
+  constexpr int64_t kReserved = 1024;  // of each block, by the system
+  const int64_t half = (shared_bytes + kReserved) / 2 - kReserved;
+  return turn == Turn::kWide ? half + 1024 : half - 1024;
+}
+
+// Whether x may be normed on its way in: each thread keeps what it has of a row in registers. At
+// four tokens, which would need twice these, a kernel for the norm is as fast (measured).
+constexpr int kNormQuads = 8;  // of a thread, four neighbours each
+constexpr bool StreamGemmTakesNorm(int k, int m) {
+  return m <= kStreamMaxTokens && k <= kStreamWarps / m * kLanes * kNormQuads * 4;
+}
 
 // Shared memory that one block needs under this plan.
 int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmPlan& plan);
 
-// The plan we measured to be best; `sms` and `shared_bytes` describe the device. stages == 0: no
-// plan fits, m is too large for k.
+// The plan we measured to be best; `sms` and `shared_bytes` describe the device; without clusters
+// there are no splits. stages == 0: no plan fits, m is too large for k.
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                              bool has_clusters);
+                              bool has_clusters, Turn turn);
 
 cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& plan,
                              bool early_start, cudaStream_t stream);

@@ -36,7 +36,7 @@ int64_t StageBytes(const PackedShape& s, const TileGemmPlan& plan) {
 TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
   const PackedShape& s = a.shape;
   TileGemmParams p{};
-  p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y;
+  p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y, p.ends = a.ends;
   p.workspace = static_cast<uint32_t*>(a.workspace);
   p.m = a.m, p.n = s.n;
   p.token_tiles = static_cast<int>(CeilDiv(a.m, plan.tokens));
@@ -96,7 +96,8 @@ int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan) 
   return RingOffset(plan.tokens) + plan.stages * StageBytes(shape, plan);
 }
 
-TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes) {
+TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
+                          Turn turn) {
   TileGemmPlan plan;
   plan.blocks = sms;
   plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64, plan.rows = 128;
@@ -118,7 +119,7 @@ TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shar
     plan.stages = stages;
     return TileGemmSharedBytes(shape, plan) <= room;
   };
-  for (const int64_t allowed : {HalfOfShared(shared_bytes), shared_bytes}) {
+  for (const int64_t allowed : {SharedOfTurn(shared_bytes, turn), shared_bytes}) {
     if (plan.tokens > 32 && allowed != shared_bytes) continue;
     room = allowed;
     plan.unit_tiles = plan.tokens == 128 ? 1 : plan.tokens == 64 ? 2 : 4;

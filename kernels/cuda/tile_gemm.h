@@ -21,7 +21,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/gemm_ends.h"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/stream_gemm.h"
 
 namespace babai::cuda {
 
@@ -41,6 +43,7 @@ struct TileGemmArgs {
   PackedShape shape;
   int m;
   Dtype dtype;
+  GemmEnds ends;  // without a norm
 };
 
 // For launches of at most `blocks` blocks. Launches that may overlap need a workspace each.
@@ -49,7 +52,8 @@ constexpr int64_t TileGemmWorkspaceBytes(int blocks) { return int64_t{blocks} * 
 int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan);
 
 // The plan we measured to be best.
-TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes);
+TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
+                          Turn turn);
 
 cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, bool early_start,
                            cudaStream_t stream);

@@ -30,6 +30,7 @@ struct TileGemmParams {
   const uint8_t* weights;
   void* y;
   uint32_t* workspace;
+  GemmEnds ends;
   int m, n;
   int token_tiles, strips, k_tiles, unit_tiles, stages;
   int units;         // of a tile: the stretches of k that a stage of the ring holds

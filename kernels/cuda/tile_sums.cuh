@@ -2,6 +2,7 @@
 // blocks through the workspace.
 #pragma once
 
+#include "kernels/cuda/gemm_ends.cuh"
 #include "kernels/cuda/tile_params.cuh"
 
 namespace babai::cuda {
@@ -41,12 +42,27 @@ struct TileSums {
   __device__ __forceinline__ void StoreEight(int tile, int eight, const float (&v)[4]) const {
     const int token = (tile - RowTile(tile) * p.token_tiles) * kTokens + eight * 8 + lane % 4 * 2;
     const int row = Tile16(tile) * kTileRows + lane / 4;
-    T* y = static_cast<T*>(p.y) + row;
+    if (p.ends.output == GemmOutput::kGate) return StoreGated(token, row / 2, v);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int down = j / 2 * 8;
-      if (token + j % 2 < p.m && row + down < p.n)
-        y[int64_t{token + j % 2} * p.n + down] = FromFloat<T>(v[j]);
+      if (token + j % 2 >= p.m || row + down >= p.n) continue;
+      const int64_t at = int64_t{token + j % 2} * p.n + row + down;
+      if (p.ends.output == GemmOutput::kAdd) {
+        AddToMemory(static_cast<float*>(p.y) + at, v[j]);
+      } else {
+        static_cast<T*>(p.y)[at] = FromFloat<T>(v[j]);
+      }
+    }
+  }
+  // A lane has gate (row g) and up (row g + 8) of the same features.
+  __device__ __forceinline__ void StoreGated(int token, int half_row, const float (&v)[4]) const {
+    const int feature = half_row / 8 * 8 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (token + j >= p.m || feature >= p.n / 2) continue;
+      static_cast<T*>(p.y)[int64_t{token + j} * (p.n / 2) + feature] =
+          FromFloat<T>(Gated(p.ends.gate, v[j], v[j + 2]));
     }
   }
   __device__ __forceinline__ void Store(int tile) const {

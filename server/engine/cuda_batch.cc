@@ -27,6 +27,8 @@ CudaBatch::CudaBatch(const ModelConfig& config, const RunnerOptions& options)
       block_size_(static_cast<int>(options.block_size)) {
   constexpr int64_t kSequence = sizeof(cuda::AttentionSequence) / kWord;
   constexpr int64_t kTile = sizeof(cuda::PrefillTile) / kWord;
+  constexpr int64_t kChoice = sizeof(cuda::RowChoice) / kWord;
+  constexpr int64_t kResult = sizeof(cuda::RowResult) / kWord;
   const int64_t t = options.max_step_tokens, s = options.max_sequences;
   end_ = 0;
   const auto take = [this](int64_t words) {
@@ -35,7 +37,7 @@ CudaBatch::CudaBatch(const ModelConfig& config, const RunnerOptions& options)
     return at;
   };
   tokens_ = take(t), positions_ = take(t), slots_ = take(t), logits_rows_ = take(t);
-  not_finite_ = take(t);
+  choices_ = take(t * kChoice), results_ = take(t * kResult);
   decodes_ = take(s * kSequence), prefills_ = take(s * kSequence);
   tiles_ = take(MostTiles(config, options) * kTile);
   tables_ = take(s * MostBlocks(config, options));
@@ -63,6 +65,12 @@ CudaStepShape CudaBatch::Fill(const StepBatch& batch) {
   std::copy(batch.tokens.begin(), batch.tokens.end(), HostAt(tokens_));
   std::copy(batch.positions.begin(), batch.positions.end(), HostAt(positions_));
   std::copy(batch.logits_rows.begin(), batch.logits_rows.end(), HostAt(logits_rows_));
+  auto* choices = HostAt<cuda::RowChoice>(choices_);
+  std::fill_n(choices, shape.logits, cuda::RowChoice{});
+  for (size_t r = 0; r < batch.choices.size(); ++r) {
+    const TokenChoice& choice = batch.choices[r];
+    choices[r] = {choice.u, choice.temperature, choice.by_runner ? 1 : 0};
+  }
   used_ = tables_, prefill_count_ = 0;
   for (size_t s = 0; s + 1 < batch.sequence_begin.size(); ++s) {
     if (batch.sequence_begin[s] < batch.sequence_begin[s + 1]) AddSequence(batch, s, &shape);
@@ -100,6 +108,7 @@ void CudaBatch::Pad(int tokens, CudaStepShape* shape) {
     HostAt(tokens_)[t] = HostAt(positions_)[t] = 0;
     HostAt(slots_)[t] = -1;
     HostAt(logits_rows_)[t] = t;
+    HostAt<cuda::RowChoice>(choices_)[t] = {};
     HostAt<cuda::AttentionSequence>(decodes_)[t] = {};
   }
   shape->tokens = shape->decodes = shape->logits = tokens;

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/finish_logits.h"
 #include "server/engine/runner.h"
 #include "server/model/config.h"
 
@@ -39,7 +40,8 @@ class CudaBatch {
   const int32_t* positions() const { return At(positions_); }
   const int32_t* slots() const { return At(slots_); }
   const int32_t* logits_rows() const { return At(logits_rows_); }
-  int* not_finite() const { return At(not_finite_); }  // 0 when sent
+  const cuda::RowChoice* choices() const { return At<cuda::RowChoice>(choices_); }
+  cuda::RowResult* results() const { return At<cuda::RowResult>(results_); }  // 0 when sent
   const cuda::AttentionSequence* decodes() const { return At<cuda::AttentionSequence>(decodes_); }
   const cuda::AttentionSequence* prefills() const { return At<cuda::AttentionSequence>(prefills_); }
   const cuda::PrefillTile* prefill_tiles() const { return At<cuda::PrefillTile>(tiles_); }
@@ -60,8 +62,8 @@ class CudaBatch {
 
   int heads_, kv_heads_, block_size_;
   // Where the arrays begin, in words; `end_` is the whole, `used_` what this batch needs of it.
-  int64_t tokens_, positions_, slots_, logits_rows_, not_finite_, decodes_, prefills_, tiles_,
-      tables_, end_;
+  int64_t tokens_, positions_, slots_, logits_rows_, choices_, results_, decodes_, prefills_,
+      tiles_, tables_, end_;
   int64_t used_ = 0, prefill_count_ = 0;
   cuda::Buffer host_, device_;
 };

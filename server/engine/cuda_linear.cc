@@ -93,10 +93,39 @@ cuda::StoredFloat StoredFloatOf(DType dtype) {
   }
 }
 
+PackedIntView Rows(const PackedIntView& w, int64_t first, int64_t count) {
+  const auto part = [&](const auto& all) {
+    const int64_t each = static_cast<int64_t>(all.size()) / w.rows;
+    return all.subspan(first * each, count * each);
+  };
+  PackedIntView rows = w;
+  rows.codes = part(w.codes), rows.scales = part(w.scales), rows.zeros = part(w.zeros);
+  rows.rows = count;
+  return rows;
+}
+
+// Eight rows of each in turn.
+std::vector<PackedIntView> InEights(const PackedIntView& a, const PackedIntView& b) {
+  constexpr int64_t kEight = cuda::kTileRows / 2;
+  std::vector<PackedIntView> mixed;
+  mixed.reserve(a.rows / kEight * 2);
+  for (int64_t r = 0; r < a.rows; r += kEight) {
+    mixed.push_back(Rows(a, r, kEight));
+    mixed.push_back(Rows(b, r, kEight));
+  }
+  return mixed;
+}
+
+bool CanBeInEights(absl::Span<const Execution> pair) {
+  return pair.size() == 2 && Stackable(pair[0], pair[1]) && pair[0].packed() &&
+         pair[0].rows == pair[1].rows && pair[0].rows % (cuda::kTileRows / 2) == 0;
+}
+
 absl::StatusOr<cuda::Buffer> LoadPacked(const PackedModel& model,
                                         absl::Span<const std::string> names,
                                         absl::Span<const Execution> executions,
-                                        const cuda::PackedShape& shape, CudaLoader& loader) {
+                                        const cuda::PackedShape& shape, CudaLinear::Order order,
+                                        CudaLoader& loader) {
   std::vector<PackedInt> made;  // keeps what the views below look at
   made.reserve(names.size());
   std::vector<PackedIntView> views;
@@ -114,6 +143,7 @@ absl::StatusOr<cuda::Buffer> LoadPacked(const PackedModel& model,
     made.push_back(std::move(integers->owned));
     views.push_back(made.back().view());
   }
+  if (order == CudaLinear::Order::kInEights) views = InEights(views[0], views[1]);
   absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(shape.bytes());
   if (!weights.ok()) return weights;
   const absl::Status repacked = loader.Repack(views, shape, weights->data());
@@ -166,14 +196,14 @@ absl::Status CheckColumns(absl::Span<const Execution> executions, const std::str
 
 }  // namespace
 
-CudaLinear::CudaLinear(std::vector<Part> parts, int64_t cols)
-    : parts_(std::move(parts)), cols_(cols) {
+CudaLinear::CudaLinear(std::vector<Part> parts, int64_t cols, Order order)
+    : parts_(std::move(parts)), cols_(cols), order_(order) {
   for (Part& part : parts_) part.first_row = rows_, rows_ += part.rows;
 }
 
 absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
                                             absl::Span<const std::string> names, cuda::Dtype dtype,
-                                            CudaLoader& loader) {
+                                            CudaLoader& loader, Order wished) {
   std::vector<Execution> executions;
   for (const std::string& name : names) {
     const absl::StatusOr<Execution> execution = ExecutionOf(model, name);
@@ -182,6 +212,7 @@ absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
   }
   const absl::Span<const Execution> all(executions);
   if (absl::Status same = CheckColumns(all, names[0]); !same.ok()) return same;
+  const Order order = CanBeInEights(all) ? wished : Order::kStacked;
   std::vector<Part> parts;
   for (size_t begin = 0, end; begin < names.size(); begin = end) {
     end = begin + 1;
@@ -192,14 +223,14 @@ absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
     part.shape = all[begin].shape, part.shape.n = static_cast<int>(part.rows);
     const auto stack = names.subspan(begin, end - begin);
     const auto how = all.subspan(begin, end - begin);
-    absl::StatusOr<cuda::Buffer> weights = part.packed
-                                               ? LoadPacked(model, stack, how, part.shape, loader)
-                                               : LoadDense(model, stack, how, dtype, loader);
+    absl::StatusOr<cuda::Buffer> weights =
+        part.packed ? LoadPacked(model, stack, how, part.shape, order, loader)
+                    : LoadDense(model, stack, how, dtype, loader);
     if (!weights.ok()) return DeviceRefusal(weights.status(), names[begin]);
     part.weights = *std::move(weights);
     parts.push_back(std::move(part));
   }
-  return CudaLinear(std::move(parts), executions[0].cols);
+  return CudaLinear(std::move(parts), executions[0].cols, order);
 }
 
 int64_t CudaLinear::bytes() const {
@@ -213,15 +244,17 @@ bool CudaLinear::needs_dense() const {
 }
 
 absl::Status CudaLinear::Run(const void* x, int m, void* y, cuda::Dtype dtype,
-                             const CudaGemms& gemms, const cuda::Queue& queue) const {
+                             const CudaGemms& gemms, const cuda::Queue& queue,
+                             const How& how) const {
   for (const Part& part : parts_) {
     uint16_t* out = static_cast<uint16_t*>(y) + m * part.first_row;
     const absl::Status done =
-        part.packed ? cuda::PackedGemm({x, part.weights.data(), out, gemms.packed_workspace.data(),
-                                        part.shape, m, dtype, queue.early_start},
-                                       gemms.limits, queue.stream)
-                    : gemms.dense->Run({x, part.weights.data(), out, m, static_cast<int>(part.rows),
-                                        static_cast<int>(cols_), dtype});
+        part.packed
+            ? cuda::PackedGemm({x, part.weights.data(), out, gemms.packed_workspace.data(),
+                                part.shape, m, dtype, queue.early_start, how.ends, how.turn},
+                               gemms.limits, queue.stream)
+            : gemms.dense->Run({x, part.weights.data(), out, m, static_cast<int>(part.rows),
+                                static_cast<int>(cols_), dtype});
     if (!done.ok()) return done;
   }
   return absl::OkStatus();

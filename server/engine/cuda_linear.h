@@ -43,26 +43,42 @@ class CudaLinear {
     cuda::Buffer weights;
   };
 
+  // How matrices of a stack lie in one product: one after another; or, two of equal rows, eight
+  // rows of the one and the same eight of the other in turn, as GemmOutput::kGate wants them.
+  enum class Order { kStacked, kInEights };
+
   CudaLinear() = default;
   // The parts by rows, each of `cols` columns.
-  CudaLinear(std::vector<Part> parts, int64_t cols);
+  CudaLinear(std::vector<Part> parts, int64_t cols, Order order = Order::kStacked);
 
   // Stacks the named matrices (which must be there) by rows; neighbours of one execution format
-  // become one product. The weights are there once the loader has finished. InvalidArgument
+  // become one product. With kInEights wished, order() tells whether that was possible: both
+  // packed, of one format. The weights are there once the loader has finished. InvalidArgument
   // UNSUPPORTED_SHAPE, DataLoss INVALID_MODEL_FILE, ResourceExhausted OUT_OF_MEMORY.
   static absl::StatusOr<CudaLinear> Load(const PackedModel& model,
                                          absl::Span<const std::string> names, cuda::Dtype dtype,
-                                         CudaLoader& loader);
+                                         CudaLoader& loader, Order wished = Order::kStacked);
 
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
+  Order order() const { return order_; }
+  // Whether it is one product of packed weights, which alone take GemmEnds.
+  bool takes_ends() const { return parts_.size() == 1 && parts_[0].packed; }
+  // Whether they may norm x. Requires takes_ends().
+  bool TakesNorm(int m, const CudaGemms& gemms) const {
+    return cuda::PackedGemmTakesNorm(parts_[0].shape, m, gemms.limits);
+  }
   int64_t bytes() const;
   bool needs_dense() const;
 
   // x [m, cols()], y [m, rows()] of dtype: a part's rows of all tokens stand together in y, see
-  // Output(). Enqueues; x and y 16-byte aligned.
+  // Output(). `ends` changes that. Enqueues; x and y 16-byte aligned.
+  struct How {
+    cuda::GemmEnds ends;
+    cuda::Turn turn = cuda::Turn::kWide;
+  };
   absl::Status Run(const void* x, int m, void* y, cuda::Dtype dtype, const CudaGemms& gemms,
-                   const cuda::Queue& queue) const;
+                   const cuda::Queue& queue, const How& how) const;
   // Where the rows from `first_row` on are in such a y; they must not reach into another matrix of
   // the stack.
   cuda::RowsOf Output(const void* y, int m, int64_t first_row) const;
@@ -70,6 +86,7 @@ class CudaLinear {
  private:
   std::vector<Part> parts_;
   int64_t rows_ = 0, cols_ = 0;
+  Order order_ = Order::kStacked;
 };
 
 // What Load() keeps on the device for a matrix of the model, which must be there, at most; and

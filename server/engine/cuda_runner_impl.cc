@@ -39,7 +39,7 @@ cuda::KvCache CacheShape(const ModelConfig& config, const RunnerOptions& options
 
 // Every device buffer of CudaRunner::Work, in bytes.
 struct WorkSizes {
-  int64_t x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits;
+  int64_t x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks;
   WorkSizes(const ModelConfig& config, const RunnerOptions& options) {
     const int64_t t = options.max_step_tokens;
     const int64_t rows = std::min<int64_t>(t, kMostLogitRows);
@@ -55,9 +55,11 @@ struct WorkSizes {
                                         static_cast<int>(config.head_dim));
     head = rows * config.vocab * kElement;
     logits = rows * config.vocab * static_cast<int64_t>(sizeof(float));
+    chunks = rows * cuda::LogitChunks(static_cast<int>(config.vocab)) *
+             static_cast<int64_t>(sizeof(cuda::LogitChunk));
   }
   int64_t sum() const {
-    return x + h + qkv + attention + mlp + activated + y + angles + decode + head + logits;
+    return x + h + qkv + attention + mlp + activated + y + angles + decode + head + logits + chunks;
   }
 };
 
@@ -75,8 +77,15 @@ cuda::ActivationKind KindOf(Activation activation) {
   return cuda::ActivationKind::kRelu;
 }
 
-absl::Status Launched(cudaError_t error, absl::string_view what) {
-  return cuda::FromCuda(error, what);
+// Whether a product may add to the residual stream what it makes.
+bool AddsItself(const CudaLinear& linear, const float* bias, const cuda::NormWeights& post) {
+  return linear.takes_ends() && bias == nullptr && post.weight == nullptr;
+}
+bool AttentionAdds(const CudaBlock& block) {
+  return AddsItself(block.o, block.o_bias, block.post_attn_norm);
+}
+bool FeedForwardAdds(const CudaBlock& block) {
+  return AddsItself(block.down, block.down_bias, block.post_mlp_norm);
 }
 
 absl::Status Allocate(int64_t bytes, cuda::Buffer* buffer) {
@@ -166,7 +175,8 @@ absl::Status CudaRunner::Allocate() {
   absl::StatusOr<cuda::DeviceLimits> limits = cuda::GetDeviceLimits(0);
   if (!limits.ok()) return limits.status();
   gemms_.limits = *limits;
-  absl::StatusOr<cuda::Stream> stream = cuda::Stream::Make();
+  // Before a quantize job's kernels, which run beside this process's answers.
+  absl::StatusOr<cuda::Stream> stream = cuda::Stream::Make(cuda::Stream::Priority::kUrgent);
   if (!stream.ok()) return stream.status();
   stream_ = *std::move(stream);
   constexpr int kEarlyStartMajor = 9;  // compute capability that knows it
@@ -189,16 +199,19 @@ absl::Status CudaRunner::Allocate() {
         std::pair{sizes.mlp, &work_.mlp}, std::pair{sizes.activated, &work_.activated},
         std::pair{sizes.y, &work_.y}, std::pair{sizes.angles, &work_.angles},
         std::pair{sizes.decode, &work_.decode}, std::pair{sizes.head, &work_.head},
-        std::pair{sizes.logits, &work_.logits}}) {
+        std::pair{sizes.logits, &work_.logits}, std::pair{sizes.chunks, &work_.chunks}}) {
     error += babai::Allocate(bytes, buffer);
     if (!error.status().ok()) return error.status();
     // Counters start at 0, and padded rows of a graph are never written: any number will do there.
     error += Fill(*buffer, buffer == &gemms_.packed_workspace ? 0xff : 0, stream_);
   }
-  absl::StatusOr<cuda::Buffer> host =
-      cuda::Buffer::Pinned(sizes.logits + LogitRows() * static_cast<int64_t>(sizeof(int)));
-  if (!host.ok()) return host.status();
-  host_logits_ = *std::move(host);
+  for (const auto& [bytes, buffer] :
+       {std::pair{sizes.logits, &host_logits_},
+        std::pair{LogitRows() * static_cast<int64_t>(sizeof(cuda::RowResult)), &host_results_}}) {
+    absl::StatusOr<cuda::Buffer> host = cuda::Buffer::Pinned(bytes);
+    if (!host.ok()) return host.status();
+    *buffer = *std::move(host);
+  }
   error += AllocateCache();
   error += LoadRopes();
   error += stream_.Synchronize();
@@ -238,16 +251,40 @@ int CudaRunner::LogitRows() const {
 
 // --- the kernels of a step
 
+absl::Status CudaRunner::Launched(cudaError_t error, absl::string_view what) {
+  wide_before_ = false;
+  return cuda::FromCuda(error, what);
+}
+
+// Products that follow one another take turns (kernels/cuda/stream_gemm.h).
+absl::Status CudaRunner::Product(const CudaLinear& linear, const void* x, int m, void* y,
+                                 const cuda::GemmEnds& ends) {
+  const cuda::Turn turn = wide_before_ ? cuda::Turn::kNarrow : cuda::Turn::kWide;
+  wide_before_ = linear.takes_ends() && turn == cuda::Turn::kWide;
+  return linear.Run(x, m, y, weights_->dtype, gemms_, queue_, {ends, turn});
+}
+
+absl::Status CudaRunner::NormedProduct(const cuda::AddNormArgs& norm, const CudaLinear& linear,
+                                       void* y, cuda::GemmEnds ends) {
+  const bool plain = norm.y == nullptr && norm.row == nullptr && !norm.layer_norm;
+  if (plain && linear.takes_ends() && linear.TakesNorm(norm.rows, gemms_)) {
+    ends.norm = norm.norm.weight, ends.eps = norm.eps;
+    return Product(linear, norm.x, norm.rows, y, ends);
+  }
+  const absl::Status normed = Launched(cuda::AddNorm(norm, queue_), "AddNorm");
+  return normed.ok() ? Product(linear, norm.h, norm.rows, y, ends) : normed;
+}
+
+absl::Status CudaRunner::LastProduct(const CudaLinear& linear, const void* x, int m, bool adds) {
+  cuda::GemmEnds ends;
+  if (adds) ends.output = cuda::GemmOutput::kAdd;
+  return Product(linear, x, m, adds ? work_.x.data() : work_.y.data(), ends);
+}
+
 absl::Status CudaRunner::EnqueueStart(const CudaStepShape& shape) {
   FirstError error;
-  cuda::EmbedArgs embed{};
-  embed.table = weights_->embedding;
-  embed.tokens = batch_->tokens(), embed.positions = batch_->positions();
-  embed.position_rows = weights_->positions, embed.scale = config_.embedding_scale;
-  embed.x = work_.x.data<float>(), embed.count = shape.tokens;
-  embed.hidden = static_cast<int>(config_.hidden);
-  // What is before it may be a copy: nothing to start beside.
-  error += Launched(cuda::Embed(embed, {queue_.stream, false}), "Embed");
+  // Neither starts early: so all that starts later finds the step's integers and angles in place.
+  const cuda::Queue in_line = {queue_.stream, false};
   if (ropes_.sum > 0) {
     const cuda::RopeAnglesArgs angles = {batch_->positions(),
                                          ropes_.inv_freq.data<double>(),
@@ -255,38 +292,55 @@ absl::Status CudaRunner::EnqueueStart(const CudaStepShape& shape) {
                                          work_.angles.data<float2>(),
                                          shape.tokens,
                                          ropes_.sum};
-    error += Launched(cuda::RopeAngles(angles, queue_), "RopeAngles");
+    error += Launched(cuda::RopeAngles(angles, in_line), "RopeAngles");
   }
-  cuda::AddNormArgs norm = NormAfter(-1, shape.tokens);
-  norm.norm = weights_->blocks[0].attn_norm;
-  error += Launched(cuda::AddNorm(norm, queue_), "AddNorm");
+  cuda::EmbedArgs embed{};
+  embed.table = weights_->embedding;
+  embed.tokens = batch_->tokens(), embed.positions = batch_->positions();
+  embed.position_rows = weights_->positions, embed.scale = config_.embedding_scale;
+  embed.x = work_.x.data<float>(), embed.count = shape.tokens;
+  embed.hidden = static_cast<int>(config_.hidden);
+  error += Launched(cuda::Embed(embed, in_line), "Embed");
   return error.status();
 }
 
-// What block b's feed-forward part leaves is added and the next norm taken; b < 0: nothing is
-// added.
-cuda::AddNormArgs CudaRunner::NormAfter(int64_t b, int rows) const {
+cuda::AddNormArgs CudaRunner::NormAfterAttention(int64_t b, int rows) const {
+  const CudaBlock& block = weights_->blocks[b];
+  cuda::AddNormArgs args = NormAfterFeedForward(-1, rows);
+  if (!AttentionAdds(block)) {
+    args.y = work_.y.data(), args.bias = block.o_bias, args.post = block.post_attn_norm;
+  }
+  args.norm = block.mlp_norm;
+  return args;
+}
+
+cuda::AddNormArgs CudaRunner::NormAfterFeedForward(int64_t b, int rows) const {
   cuda::AddNormArgs args{};
   args.x = work_.x.data<float>(), args.h = work_.h.data();
-  if (b >= 0) {
+  if (b >= 0 && !FeedForwardAdds(weights_->blocks[b])) {
     args.y = work_.y.data(), args.bias = weights_->blocks[b].down_bias;
     args.post = weights_->blocks[b].post_mlp_norm;
   }
+  args.norm = b + 1 < config_.layers ? weights_->blocks[b + 1].attn_norm : weights_->final_norm;
   args.rows = rows, args.hidden = static_cast<int>(config_.hidden);
   args.layer_norm = config_.norm == NormKind::kLayer, args.eps = config_.norm_eps;
   args.dtype = weights_->dtype;
   return args;
 }
 
-absl::Status CudaRunner::EnqueueAttention(int64_t b, const CudaStepShape& shape) {
+// Two blocks an SM are enough to read at full rate; more splits only have more to add up.
+int CudaRunner::MostSplits(int sequences) const {
+  const int64_t blocks = sequences * config_.kv_heads;
+  return static_cast<int>(
+      std::clamp<int64_t>(2 * gemms_.limits.sms / blocks, 1, cuda::kMostDecodeSplits));
+}
+
+// From q, k and v to what the o product takes.
+absl::Status CudaRunner::EnqueueHeads(int64_t b, const CudaStepShape& shape) {
   const CudaBlock& block = weights_->blocks[b];
   const int m = shape.tokens;
-  const cuda::Dtype dtype = weights_->dtype;
-  FirstError error;
-  error += block.qkv.Run(work_.h.data(), m, work_.qkv.data(), dtype, gemms_, queue_);
   const auto rows_from = [&](int64_t row) { return block.qkv.Output(work_.qkv.data(), m, row); };
   const cuda::RowsOf q = rows_from(0);
-
   cuda::FinishQkvArgs finish{};
   finish.q = const_cast<void*>(q.data), finish.q_stride = q.stride;
   finish.k = rows_from(config_.q_rows());
@@ -302,74 +356,88 @@ absl::Status CudaRunner::EnqueueAttention(int64_t b, const CudaStepShape& shape)
   finish.cache = CacheShape(config_, options_);
   finish.cache.k = cache_[b].first.data<__half>(), finish.cache.v = cache_[b].second.data<__half>();
   finish.count = m, finish.heads = static_cast<int>(config_.heads);
-  finish.eps = config_.norm_eps, finish.dtype = dtype;
-  error += Launched(cuda::FinishQkv(finish, queue_), "FinishQkv");
+  finish.eps = config_.norm_eps, finish.dtype = weights_->dtype;
 
   cuda::AttentionArgs attention{};
   attention.q = q, attention.out = work_.attention.data(), attention.cache = finish.cache;
   attention.tables = batch_->tables(), attention.heads = finish.heads;
   attention.scale = config_.attention_scale, attention.softcap = config_.attention_softcap;
-  attention.window = static_cast<int>(config_.layer[b].sliding_window), attention.dtype = dtype;
+  attention.window = static_cast<int>(config_.layer[b].sliding_window);
+  attention.dtype = weights_->dtype;
+
+  FirstError error;
+  const bool prefills = shape.prefill_tiles > 0;
+  if (prefills) error += Launched(cuda::FinishQkv(finish, queue_), "FinishQkv");
   if (shape.decodes > 0) {
     attention.sequences = batch_->decodes();
-    const cuda::DecodePlan plan = {shape.decodes, shape.splits, work_.decode.data(),
-                                   static_cast<int>(options_.max_sequences)};
-    error += Launched(cuda::DecodeAttention(attention, plan, queue_), "DecodeAttention");
+    const cuda::DecodePlan plan = {shape.decodes, shape.splits, MostSplits(shape.decodes),
+                                   work_.decode.data(), static_cast<int>(options_.max_sequences)};
+    error += Launched(cuda::DecodeAttention(attention, plan, queue_, prefills ? nullptr : &finish),
+                      "DecodeAttention");
   }
-  if (shape.prefill_tiles > 0) {
+  if (prefills) {
     attention.sequences = batch_->prefills();
     error += Launched(
         cuda::PrefillAttention(attention, batch_->prefill_tiles(), shape.prefill_tiles, queue_),
         "PrefillAttention");
   }
-  error += block.o.Run(work_.attention.data(), m, work_.y.data(), dtype, gemms_, queue_);
-  cuda::AddNormArgs norm = NormAfter(-1, m);
-  norm.y = work_.y.data(), norm.bias = block.o_bias, norm.post = block.post_attn_norm;
-  norm.norm = block.mlp_norm;
-  error += Launched(cuda::AddNorm(norm, queue_), "AddNorm");
+  return error.status();
+}
+
+absl::Status CudaRunner::EnqueueAttention(int64_t b, const CudaStepShape& shape) {
+  const CudaBlock& block = weights_->blocks[b];
+  const int m = shape.tokens;
+  FirstError error;
+  error += NormedProduct(NormAfterFeedForward(b - 1, m), block.qkv, work_.qkv.data(), {});
+  error += EnqueueHeads(b, shape);
+  error += LastProduct(block.o, work_.attention.data(), m, AttentionAdds(block));
   return error.status();
 }
 
 absl::Status CudaRunner::EnqueueFeedForward(int64_t b, const CudaStepShape& shape) {
   const CudaBlock& block = weights_->blocks[b];
   const int m = shape.tokens;
+  const cuda::AddNormArgs norm = NormAfterAttention(b, m);
   FirstError error;
-  error += block.gate_up.Run(work_.h.data(), m, work_.mlp.data(), weights_->dtype, gemms_, queue_);
-  cuda::ActivateArgs activate{};
-  if (config_.gated_mlp) activate.gate = block.gate_up.Output(work_.mlp.data(), m, 0);
-  activate.up =
-      block.gate_up.Output(work_.mlp.data(), m, config_.gated_mlp ? config_.intermediate : 0);
-  activate.gate_bias = block.gate_bias, activate.up_bias = block.up_bias;
-  activate.out = work_.activated.data(), activate.rows = m;
-  activate.width = static_cast<int>(config_.intermediate);
-  activate.kind = KindOf(config_.activation), activate.dtype = weights_->dtype;
-  error += Launched(cuda::Activate(activate, queue_), "Activate");
-  error +=
-      block.down.Run(work_.activated.data(), m, work_.y.data(), weights_->dtype, gemms_, queue_);
-  if (b + 1 < config_.layers) {
-    cuda::AddNormArgs norm = NormAfter(b, m);
-    norm.norm = weights_->blocks[b + 1].attn_norm;
-    error += Launched(cuda::AddNorm(norm, queue_), "AddNorm");
+  if (block.gate_up.order() == CudaLinear::Order::kInEights) {
+    cuda::GemmEnds ends;
+    ends.output = cuda::GemmOutput::kGate;
+    ends.gate = config_.activation == Activation::kSilu ? cuda::kSiluGate : cuda::kGeluTanhGate;
+    error += NormedProduct(norm, block.gate_up, work_.activated.data(), ends);
+  } else {
+    error += NormedProduct(norm, block.gate_up, work_.mlp.data(), {});
+    cuda::ActivateArgs activate{};
+    if (config_.gated_mlp) activate.gate = block.gate_up.Output(work_.mlp.data(), m, 0);
+    activate.up =
+        block.gate_up.Output(work_.mlp.data(), m, config_.gated_mlp ? config_.intermediate : 0);
+    activate.gate_bias = block.gate_bias, activate.up_bias = block.up_bias;
+    activate.out = work_.activated.data(), activate.rows = m;
+    activate.width = static_cast<int>(config_.intermediate);
+    activate.kind = KindOf(config_.activation), activate.dtype = weights_->dtype;
+    error += Launched(cuda::Activate(activate, queue_), "Activate");
   }
+  error += LastProduct(block.down, work_.activated.data(), m, FeedForwardAdds(block));
   return error.status();
 }
 
-absl::Status CudaRunner::EnqueueHead(int first, int count) {
+absl::Status CudaRunner::EnqueueHead(int first, int count, Rows rows) {
   FirstError error;
-  cuda::AddNormArgs norm = NormAfter(config_.layers - 1, count);
-  norm.norm = weights_->final_norm, norm.row = batch_->logits_rows() + first;
-  error += Launched(cuda::AddNorm(norm, queue_), "AddNorm");
-  error +=
-      weights_->head.Run(work_.h.data(), count, work_.head.data(), weights_->dtype, gemms_, queue_);
-  const cuda::FinishLogitsArgs finish = {work_.head.data(),
-                                         weights_->head_bias,
-                                         config_.logit_softcap,
-                                         work_.logits.data<float>(),
-                                         batch_->not_finite() + first,
-                                         count,
-                                         static_cast<int>(config_.vocab),
-                                         weights_->dtype};
+  cuda::AddNormArgs norm = NormAfterFeedForward(config_.layers - 1, count);
+  if (rows == Rows::kWanted) norm.row = batch_->logits_rows() + first;
+  error += NormedProduct(norm, weights_->head, work_.head.data(), {});
+  cuda::FinishLogitsArgs finish{};
+  finish.y = work_.head.data(), finish.bias = weights_->head_bias;
+  finish.softcap = config_.logit_softcap, finish.logits = work_.logits.data<float>();
+  finish.results = batch_->results() + first, finish.choices = batch_->choices() + first;
+  finish.chunks = work_.chunks.data<cuda::LogitChunk>();
+  finish.rows = count, finish.vocab = static_cast<int>(config_.vocab);
+  finish.dtype = weights_->dtype;
   error += Launched(cuda::FinishLogits(finish, queue_), "FinishLogits");
+  if (ChoosesTokens()) {
+    const cuda::ChooseTokensArgs choose = {finish.logits,  finish.chunks, finish.choices,
+                                           finish.results, finish.rows,   finish.vocab};
+    error += Launched(cuda::ChooseTokens(choose, queue_), "ChooseTokens");
+  }
   return error.status();
 }
 
@@ -388,17 +456,18 @@ absl::Status CudaRunner::EnqueueBlocks(const CudaStepShape& shape) {
 absl::StatusOr<CudaRunner::Graph*> CudaRunner::GraphOf(const CudaStepShape& shape) {
   const GraphKey key = {shape.tokens, shape.splits};
   if (const auto known = graphs_.find(key); known != graphs_.end()) return &known->second;
-  absl::Status status = Launched(
+  absl::Status status = cuda::FromCuda(
       cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), "capturing a step");
   if (!status.ok()) return status;
   status = EnqueueBlocks(shape);
-  if (status.ok()) status = EnqueueHead(0, shape.logits);
+  if (status.ok()) status = EnqueueHead(0, shape.logits, Rows::kAllInOrder);
   cudaGraph_t captured = nullptr;
   const absl::Status ended =
-      Launched(cudaStreamEndCapture(stream_.get(), &captured), "capturing a step");
+      cuda::FromCuda(cudaStreamEndCapture(stream_.get(), &captured), "capturing a step");
   if (status.ok()) status = ended;
   Graph graph;
-  if (status.ok()) status = Launched(cudaGraphInstantiate(&graph.exec, captured, 0), "a graph");
+  if (status.ok())
+    status = cuda::FromCuda(cudaGraphInstantiate(&graph.exec, captured, 0), "a graph");
   if (captured != nullptr) cudaGraphDestroy(captured);
   if (!status.ok()) return status;
   return &graphs_.emplace(key, graph).first->second;
@@ -407,33 +476,59 @@ absl::StatusOr<CudaRunner::Graph*> CudaRunner::GraphOf(const CudaStepShape& shap
 absl::Status CudaRunner::RunWhole(const CudaStepShape& shape) {
   if (seen_.insert({shape.tokens, shape.splits}).second) {  // may not come again
     const absl::Status enqueued = EnqueueBlocks(shape);
-    return enqueued.ok() ? EnqueueHead(0, shape.logits) : enqueued;
+    return enqueued.ok() ? EnqueueHead(0, shape.logits, Rows::kAllInOrder) : enqueued;
   }
   const absl::StatusOr<Graph*> graph = GraphOf(shape);
   if (!graph.ok()) return graph.status();
-  return Launched(cudaGraphLaunch((*graph)->exec, stream_.get()), "a step");
+  return cuda::FromCuda(cudaGraphLaunch((*graph)->exec, stream_.get()), "a step");
 }
 
 // --- steps
 
-absl::Status CudaRunner::ReadLogits(int first, int count, float* logits) {
-  const int64_t vocab = config_.vocab, values = count * vocab;
-  float* host = host_logits_.data<float>();
-  int* flags = reinterpret_cast<int*>(host + LogitRows() * vocab);
+// To pinned memory: runs of rows that are wanted there.
+absl::Status CudaRunner::CopyLogits(int first, int count, absl::Span<const TokenChoice> choices) {
+  const auto wanted = [&](int row) { return choices.empty() || !choices[first + row].by_runner; };
+  const int64_t vocab = config_.vocab;
   FirstError error;
-  error += Launched(cudaMemcpyAsync(host, work_.logits.data(), values * sizeof(float),
-                                    cudaMemcpyDeviceToHost, stream_.get()),
-                    "reading logits");
-  error += Launched(cudaMemcpyAsync(flags, batch_->not_finite() + first, count * sizeof(int),
-                                    cudaMemcpyDeviceToHost, stream_.get()),
-                    "reading logits");
+  for (int row = 0, end; row < count; row = end + 1) {
+    for (end = row; end < count && wanted(end);) ++end;
+    if (end == row) continue;
+    error +=
+        cuda::FromCuda(cudaMemcpyAsync(host_logits_.data<float>() + row * vocab,
+                                       work_.logits.data<float>() + row * vocab,
+                                       (end - row) * vocab * static_cast<int64_t>(sizeof(float)),
+                                       cudaMemcpyDeviceToHost, stream_.get()),
+                       "reading logits");
+  }
+  return error.status();
+}
+
+absl::Status CudaRunner::ReadRows(int first, int count, absl::Span<TokenChoice> choices,
+                                  float* logits) {
+  const auto* results = host_results_.data<cuda::RowResult>();
+  FirstError error;
+  error += CopyLogits(first, count, choices);
+  error += cuda::FromCuda(
+      cudaMemcpyAsync(host_results_.data(), batch_->results() + first,
+                      count * sizeof(cuda::RowResult), cudaMemcpyDeviceToHost, stream_.get()),
+      "reading tokens");
   error += stream_.Synchronize();
   if (!error.status().ok()) return error.status();
-  float* to = logits + first * vocab;
-  if (to != host) std::memcpy(to, host, values * sizeof(float));
-  if (std::accumulate(flags, flags + count, 0) == 0) return absl::OkStatus();
-  return Refuse(absl::StatusCode::kInternal, reason::kNonFiniteLogits, "",
-                "the model produced a NaN or an infinity");
+  const int64_t vocab = config_.vocab;
+  for (int row = 0; row < count; ++row) {
+    if (results[row].not_finite != 0) {
+      return Refuse(absl::StatusCode::kInternal, reason::kNonFiniteLogits, "",
+                    "the model produced a NaN or an infinity");
+    }
+    if (!choices.empty() && choices[first + row].by_runner) {
+      choices[first + row].token = results[row].token;
+      continue;
+    }
+    const float* from = host_logits_.data<float>() + row * vocab;
+    float* to = logits + (first + row) * vocab;
+    if (to != from) std::memcpy(to, from, vocab * sizeof(float));
+  }
+  return absl::OkStatus();
 }
 
 // Refusals of the model's own stay as they are; what the device reports becomes one, and a lost
@@ -466,14 +561,14 @@ absl::Status CudaRunner::Step(const StepBatch& batch, float* logits) {
   error += batch_->Send(stream_);
   if (whole) {
     error += RunWhole(shape);
-    if (error.status().ok()) error += ReadLogits(0, wanted, logits);
+    if (error.status().ok()) error += ReadRows(0, wanted, batch.choices, logits);
     return Guard(error.status());
   }
   error += EnqueueBlocks(shape);
   for (int first = 0; first < wanted && error.status().ok(); first += LogitRows()) {
     const int count = std::min(LogitRows(), wanted - first);
-    error += EnqueueHead(first, count);
-    error += ReadLogits(first, count, logits);
+    error += EnqueueHead(first, count, Rows::kWanted);
+    error += ReadRows(first, count, batch.choices, logits);
   }
   if (wanted == 0) error += stream_.Synchronize();  // the pinned words may be overwritten
   return Guard(error.status());
@@ -485,9 +580,9 @@ void CudaRunner::CopyKvBlock(int32_t from, int32_t to) {
   for (const auto& [keys, values] : cache_) {
     for (const cuda::Buffer* buffer : {&keys, &values}) {
       uint8_t* blocks = buffer->data<uint8_t>();
-      error += Launched(cudaMemcpyAsync(blocks + to * bytes, blocks + from * bytes, bytes,
-                                        cudaMemcpyDeviceToDevice, stream_.get()),
-                        "copying a block");
+      error += cuda::FromCuda(cudaMemcpyAsync(blocks + to * bytes, blocks + from * bytes, bytes,
+                                              cudaMemcpyDeviceToDevice, stream_.get()),
+                              "copying a block");
     }
   }
   if (!error.status().ok() && lost_.ok()) lost_ = DeviceRefusal(error.status());

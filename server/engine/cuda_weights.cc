@@ -61,8 +61,8 @@ void AddBlock(const BlockParams& from, CudaBlock* to, Params* params) {
 
 absl::Status LoadLinear(const PackedModel& model, const std::vector<std::string>& names,
                         int64_t rows, int64_t cols, CudaLoader& loader, CudaWeights& weights,
-                        CudaLinear* out) {
-  absl::StatusOr<CudaLinear> linear = CudaLinear::Load(model, names, weights.dtype, loader);
+                        CudaLinear* out, CudaLinear::Order wished = CudaLinear::Order::kStacked) {
+  absl::StatusOr<CudaLinear> linear = CudaLinear::Load(model, names, weights.dtype, loader, wished);
   if (!linear.ok()) return linear.status();
   *out = *std::move(linear);
   weights.bytes += out->bytes();
@@ -82,13 +82,18 @@ absl::Status LoadBlock(const PackedModel& model, int64_t b, CudaLoader& loader, 
   const BlockNames names = NamesOf(config, b);
   const int64_t qkv_rows = config.q_rows() + 2 * config.kv_rows();
   const int64_t mlp_rows = config.intermediate * (config.gated_mlp ? 2 : 1);
+  using Order = CudaLinear::Order;
   const auto load = [&](const std::vector<std::string>& stack, int64_t rows, int64_t cols,
-                        CudaLinear* out) {
-    return LoadLinear(model, stack, rows, cols, loader, weights, out);
+                        CudaLinear* out, Order wished = Order::kStacked) {
+    return LoadLinear(model, stack, rows, cols, loader, weights, out, wished);
   };
+  const bool biased = !read->gate_bias.empty() || !read->up_bias.empty();
+  const bool known =
+      config.activation == Activation::kSilu || config.activation == Activation::kGeluTanh;
+  const Order mlp = config.gated_mlp && known && !biased ? Order::kInEights : Order::kStacked;
   absl::Status status = load(names.qkv, qkv_rows, config.hidden, &block.qkv);
   if (status.ok()) status = load(names.o, config.hidden, config.q_rows(), &block.o);
-  if (status.ok()) status = load(names.gate_up, mlp_rows, config.hidden, &block.gate_up);
+  if (status.ok()) status = load(names.gate_up, mlp_rows, config.hidden, &block.gate_up, mlp);
   if (status.ok()) status = load(names.down, config.hidden, config.intermediate, &block.down);
   return status;
 }

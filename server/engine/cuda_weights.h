@@ -22,7 +22,9 @@ struct CudaBlock {
   const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
   CudaLinear qkv;  // rows of q, then k, then v
   CudaLinear o;
-  CudaLinear gate_up;  // rows of gate, then up; only up where the MLP is not gated
+  // Rows of gate, then up, or eight by eight where order() says so; only up where the MLP is not
+  // gated.
+  CudaLinear gate_up;
   CudaLinear down;
 };
 

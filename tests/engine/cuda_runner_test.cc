@@ -130,6 +130,42 @@ INSTANTIATE_TEST_SUITE_P(Families, CudaFamilyTest, testing::ValuesIn(AllFamilies
 
 class CudaRunnerTest : public CudaTest {};
 
+// A step of four sequences' first tokens, with and without choices.
+TEST_F(CudaRunnerTest, ChoosesTheTokensThatItsLogitsSay) {
+  auto runner = *MakeCudaRunner(Packed(TinyModel(), 4), Options(DType::kF16));
+  ASSERT_TRUE(runner->ChoosesTokens());
+  constexpr int kSequences = 4;
+  const int64_t vocab = runner->config().vocab;
+  const std::vector<int32_t> ids = RandomIds(kSequences, vocab, 8), positions(kSequences, 0),
+                             begin = {0, 1, 2, 3, 4}, context(kSequences, 1), tables = {0, 1, 2, 3},
+                             rows = {0, 1, 2, 3};
+  const auto step = [&](std::vector<TokenChoice> choices, std::vector<float>& logits) {
+    logits.assign(kSequences * vocab, std::nanf(""));
+    const absl::Status done = runner->Step(
+        {ids, positions, begin, context, tables, 1, rows, absl::MakeSpan(choices)}, logits.data());
+    EXPECT_TRUE(done.ok()) << done;
+    return choices;
+  };
+  std::vector<float> all, some;
+  step({}, all);
+  for (int round = 0; round < 3; ++round) {  // as it is, and as a graph
+    const double u = 0.1 + 0.4 * round;
+    const std::vector<TokenChoice> got =
+        step({{true, 0.0f, 0.0}, {false}, {true, 0.7f, u}, {true, 0.0f, 0.0}}, some);
+    EXPECT_TRUE(std::equal(some.begin() + vocab, some.begin() + 2 * vocab, all.begin() + vocab));
+    for (const int s : {0, 3}) {
+      const auto row = all.begin() + s * vocab;
+      EXPECT_EQ(got[s].token, std::max_element(row, row + vocab) - row);
+    }
+    std::vector<double> running = {0};
+    for (int64_t i = 0; i < vocab; ++i) {
+      running.push_back(running.back() + std::exp(all[2 * vocab + i] / 0.7));
+    }
+    EXPECT_LE(running[got[2].token] / running.back(), u + 1e-5);
+    EXPECT_GE(running[got[2].token + 1] / running.back(), u - 1e-5);
+  }
+}
+
 TEST_F(CudaRunnerTest, CopiedBlocksHoldTheSame) {
   auto runner = *MakeCudaRunner(Packed(TinyModel(), 4), Options(DType::kF16));
   const std::vector<int32_t> ids = RandomIds(17, 300, 6);

@@ -68,12 +68,9 @@ struct Problem {
 // terms is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one
 // another. Above kStreamMaxTokens weights are rounded to dtype (twice for bf16): independent errors
 // of at most two half ulps each, of which six times their root mean square is allowed.
-Problem MakeProblem(const Case& c, uint32_t seed) {
-  std::mt19937 rng(seed);
-  Problem p{c, RandomWeights(c, rng)};
+void SetExpectations(Problem& p) {
+  const Case& c = p.c;
   const PackedIntView w = p.weights.view();
-  p.shape = *GpuShape(w);
-  p.x = RandomActivations(c.m * c.k, c.dtype, rng);
   p.want.assign(c.m * c.n, 0), p.bound.assign(c.m * c.n, 0);
   std::vector<float> row(c.k), x(p.x.size());
   for (size_t i = 0; i < x.size(); ++i) x[i] = Decode(p.x[i], c.dtype);
@@ -94,6 +91,14 @@ Problem MakeProblem(const Case& c, uint32_t seed) {
                              (c.m > kStreamMaxTokens ? 6 * 2 * half_ulp * std::sqrt(squares) : 0);
     }
   }
+}
+
+Problem MakeProblem(const Case& c, uint32_t seed) {
+  std::mt19937 rng(seed);
+  Problem p{c, RandomWeights(c, rng)};
+  p.shape = *GpuShape(p.weights.view());
+  p.x = RandomActivations(c.m * c.k, c.dtype, rng);
+  SetExpectations(p);
   return p;
 }
 
@@ -258,6 +263,132 @@ TEST_F(PackedGemmTest, AThousandRunsAreBitIdentical) {
   }
 }
 
+// --- ends
+
+class GemmEndsTest : public PackedGemmTest {
+ protected:
+  // What the product leaves of `y`.
+  template <typename X, typename Y>
+  std::vector<Y> RunEnds(const Problem& p, const GemmEnds& ends, Turn turn,
+                         const std::vector<X>& x_values, const std::vector<Y>& y_values) {
+    const DeviceVector<uint8_t> weights(*RepackForGpu(p.weights.view()));
+    const DeviceVector<X> x(x_values);
+    const DeviceVector<Y> y(y_values);
+    const DeviceLimits limits = *GetDeviceLimits(0);
+    const DeviceVector<uint8_t> workspace(FreshWorkspace(limits));
+    const absl::Status done = PackedGemm({x.data(), weights.data(), y.data(), workspace.data(),
+                                          p.shape, p.c.m, p.c.dtype, true, ends, turn},
+                                         limits, nullptr);
+    EXPECT_TRUE(done.ok()) << done;
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_EQ(workspace.ToHost(), FreshWorkspace(limits)) << "the workspace was not left clean";
+    return y.ToHost();
+  }
+};
+
+// Tokens of every kernel and tile of it; the last reach past a tile.
+constexpr int kTokensOfEnds[] = {1, 2, 5, 12, 20, 40, 130};
+
+TEST_F(GemmEndsTest, AddsToWhatIsThere) {
+  uint32_t seed = 100;
+  for (const int m : kTokensOfEnds) {
+    for (const Turn turn : {Turn::kWide, Turn::kNarrow}) {
+      const Problem p = MakeProblem({200, 640, 128, 4, false, Dtype::kFp16, m}, ++seed);
+      SCOPED_TRACE(Name(p.c));
+      std::mt19937 rng(seed);
+      std::normal_distribution<float> normal;
+      std::vector<float> before(p.want.size());
+      for (float& v : before) v = normal(rng);
+      GemmEnds ends;
+      ends.output = GemmOutput::kAdd;
+      const std::vector<float> got = RunEnds(p, ends, turn, p.x, before);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const double want = before[i] + p.want[i];
+        ASSERT_NEAR(got[i], want, p.bound[i] + 0x1p-23 * std::abs(want)) << i;
+      }
+    }
+  }
+}
+
+double Gate(const GateFunction& f, double v) {
+  return v / (1 + std::exp(-v * (f.linear + f.cubic * v * v)));
+}
+
+// |f'| is at most 1.13 for both functions, so that a gate's error is as much of up at most; expf
+// is good to a few ulp of fp32.
+TEST_F(GemmEndsTest, GatesPairsOfRows) {
+  uint32_t seed = 200;
+  for (const int m : kTokensOfEnds) {
+    for (const GateFunction& f : {kSiluGate, kGeluTanhGate}) {
+      const Problem p = MakeProblem({16 * 19, 640, 64, 4, true, Dtype::kFp16, m}, ++seed);
+      SCOPED_TRACE(Name(p.c));
+      GemmEnds ends;
+      ends.output = GemmOutput::kGate, ends.gate = f;
+      const int64_t n = p.c.n, half = n / 2;
+      const std::vector<uint16_t> got =
+          RunEnds(p, ends, Turn::kWide, p.x, std::vector<uint16_t>(m * half, 0x7fff));
+      for (int64_t t = 0; t < m; ++t) {
+        for (int64_t r = 0; r < half; ++r) {
+          const int64_t gate = t * n + r / 8 * 16 + r % 8, up = gate + 8;
+          const double value = Gate(f, p.want[gate]), want = value * p.want[up];
+          const double error = 1.13 * p.bound[gate] * (std::abs(p.want[up]) + p.bound[up]) +
+                               std::abs(value) * p.bound[up] +
+                               (0x1p-11 + 0x1p-20) * std::abs(want) + 0x1p-24;
+          ASSERT_NEAR(Decode(got[t * half + r], Dtype::kFp16), want, error) << t << " " << r;
+        }
+      }
+    }
+  }
+}
+
+// A normed value may be rounded to the neighbour of the one expected: independent errors of one
+// ulp, of which six times their root mean square is allowed.
+TEST_F(GemmEndsTest, NormsWhatItReads) {
+  uint32_t seed = 300;
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int m : {1, 2}) {
+      for (const int64_t k : {96, 640, 4096}) {
+        const Case c{200, k, 32, bits, false, bits == 8 ? Dtype::kBf16 : Dtype::kFp16, m};
+        Problem p = MakeProblem(c, ++seed);
+        SCOPED_TRACE(Name(c));
+        ASSERT_TRUE(PackedGemmTakesNorm(p.shape, m, limits));
+        std::mt19937 rng(seed);
+        std::normal_distribution<float> normal;
+        std::vector<float> x(m * k), weights(k);
+        for (float& v : x) v = 30 * normal(rng);
+        for (float& v : weights) v = 1 + 0.3f * normal(rng);
+        GemmEnds ends;
+        ends.eps = 1e-5f;
+        for (int t = 0; t < m; ++t) {
+          double squares = 0;
+          for (int64_t i = 0; i < k; ++i) squares += double{x[t * k + i]} * x[t * k + i];
+          const double inverse = 1 / std::sqrt(squares / static_cast<double>(k) + ends.eps);
+          for (int64_t i = 0; i < k; ++i) {
+            const double normed = x[t * k + i] * inverse * weights[i];
+            p.x[t * k + i] = Encode(static_cast<float>(normed), c.dtype);
+          }
+        }
+        SetExpectations(p);
+        const double half_ulp = c.dtype == Dtype::kFp16 ? 0x1p-11 : 0x1p-8;
+        for (size_t i = 0; i < p.bound.size(); ++i) {
+          double squares = 0;
+          for (int64_t j = 0; j < k; ++j) {
+            const double term = double{DecodeWeight(p.weights.view(), i % c.n, j)} *
+                                Decode(p.x[i / c.n * k + j], c.dtype);
+            squares += term * term;
+          }
+          p.bound[i] += 6 * 2 * half_ulp * std::sqrt(squares);
+        }
+        const DeviceVector<float> device_weights(weights);
+        ends.norm = device_weights.data();
+        ExpectEqual(p, RunEnds(p, ends, Turn::kNarrow, x, std::vector<uint16_t>(m * c.n, 0x7fff)));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(PackedGemmArgsTest, RefusesWhatHasNoKernel) {
   const DeviceLimits limits{132, 227 << 10, 9};
   PackedGemmArgs args{nullptr, nullptr,     nullptr, nullptr, {64, 128, 4, 128, false},
@@ -265,6 +396,11 @@ TEST(PackedGemmArgsTest, RefusesWhatHasNoKernel) {
   args.shape.bits = 5;
   EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
   args.shape.bits = 4, args.shape.k = 100;
+  EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  args.shape.k = 128, args.shape.n = 24, args.ends.output = GemmOutput::kGate;
+  EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  const float norm = 1;
+  args.m = 9, args.ends = GemmEnds{&norm};
   EXPECT_EQ(PackedGemm(args, limits, nullptr).code(), absl::StatusCode::kInvalidArgument);
 }
 

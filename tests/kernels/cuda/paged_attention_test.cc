@@ -45,7 +45,8 @@ class Problem {
   int rows() const { return rows_; }
 
   // All sequences by one kernel, into rows of heads * dim.
-  std::vector<uint16_t> Run(bool prefill, int most_splits = kMostDecodeSplits) const {
+  std::vector<uint16_t> Run(bool prefill, int splits = kMostDecodeSplits,
+                            int most_splits = kMostDecodeSplits) const {
     const DeviceVector<uint16_t> k(Encoded(k_, Dtype::kFp16)), v(Encoded(v_, Dtype::kFp16)),
         q(Encoded(q_, c_.dtype)), out(std::vector<uint16_t>(rows_ * c_.heads * c_.dim, 0x7fff));
     std::vector<AttentionSequence> list;
@@ -72,8 +73,9 @@ class Problem {
     args.scale = Scale(), args.softcap = c_.softcap, args.window = c_.window, args.dtype = c_.dtype;
     for (int again = 0; again < 2; ++again) {  // the counters are left as they were found
       const cudaError_t error =
-          prefill ? PrefillAttention(args, d_tiles.data(), static_cast<int>(tiles.size()), {})
-                  : DecodeAttention(args, {count, most_splits, workspace.data(), count}, {});
+          prefill
+              ? PrefillAttention(args, d_tiles.data(), static_cast<int>(tiles.size()), {})
+              : DecodeAttention(args, {count, splits, most_splits, workspace.data(), count}, {});
       EXPECT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
       EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     }
@@ -150,7 +152,15 @@ class AttentionTest : public GpuTest, public testing::WithParamInterface<Case> {
 TEST_P(AttentionTest, DecodeEqualsItsDefinition) {
   // One key; one tile; ends of tiles; several splits.
   const Problem problem(GetParam(), {{0, 1}, {100, 1}, {127, 1}, {128, 1}, {300, 1}, {1000, 1}});
+  problem.Check(problem.Run(/*prefill=*/false, DecodeSplits(1001)));
   problem.Check(problem.Run(/*prefill=*/false));
+}
+
+TEST_P(AttentionTest, FewerSplitsGiveTheSame) {
+  const Problem problem(GetParam(), {{0, 1}, {63, 1}, {64, 1}, {300, 1}, {1000, 1}});
+  for (const int most : {1, 2, 3}) {
+    problem.Check(problem.Run(/*prefill=*/false, DecodeSplits(1001), most));
+  }
 }
 
 TEST_P(AttentionTest, PrefillEqualsItsDefinition) {
@@ -169,6 +179,106 @@ INSTANTIATE_TEST_SUITE_P(
       return "heads" + std::to_string(c.heads) + "of" + std::to_string(c.kv_heads) + "x" +
              std::to_string(c.dim) + "window" + std::to_string(c.window);
     });
+
+// --- what attention of decodes finishes itself
+
+struct FinishCase {
+  int heads, kv_heads, dim, pairs;
+  bool biases, norms;
+  int window;
+};
+
+class FinishingAttentionTest : public GpuTest, public testing::WithParamInterface<FinishCase> {};
+
+// The same arithmetic in another kernel: q, k and v may differ by the order in which the compiler
+// contracts two products, an ulp of fp16 once stored; and a result by what that moves the scores.
+TEST_P(FinishingAttentionTest, EqualsFinishQkvBeforeIt) {
+  const FinishCase c = GetParam();
+  constexpr int kBlock = 16;
+  const std::vector<int> starts = {0, 1, 100, 127, 128, 300, 700};
+  const int count = static_cast<int>(starts.size());
+  const int stride = (c.heads + 2 * c.kv_heads) * c.dim;
+  std::vector<AttentionSequence> list;
+  std::vector<int32_t> tables, slots;
+  for (int s = 0; s < count; ++s) {
+    list.push_back({s, 1, starts[s], static_cast<int32_t>(tables.size())});
+    const int blocks = starts[s] / kBlock + 1;
+    for (int b = 0; b < blocks; ++b) tables.push_back(static_cast<int32_t>(tables.size()) + 1);
+    slots.push_back(tables.back() * kBlock + starts[s] % kBlock);
+  }
+  KvCache cache{nullptr, nullptr, c.kv_heads, c.dim, kBlock};
+  const int64_t values = (static_cast<int64_t>(tables.size()) + 1) * cache.block_values();
+  const std::vector<uint16_t> old_k = Encoded(RandomFloats(values, 1), Dtype::kFp16);
+  const std::vector<uint16_t> old_v = Encoded(RandomFloats(values, 2), Dtype::kFp16);
+  const std::vector<uint16_t> merged = Encoded(RandomFloats(count * stride, 3), Dtype::kFp16);
+  const DeviceVector<float> biases(RandomFloats(stride, 4)), norms(RandomFloats(2 * c.dim, 5));
+  std::vector<float2> turns(count * c.pairs);
+  for (int i = 0; i < count * c.pairs; ++i) turns[i] = {std::cos(0.1f * i), std::sin(0.1f * i)};
+  turns.resize(turns.size() + 1);
+  const DeviceVector<float2> angles(turns);
+  const DeviceVector<AttentionSequence> d_list(list);
+  const DeviceVector<int32_t> d_tables(tables), d_slots(slots);
+  const DeviceVector<uint8_t> workspace(
+      std::vector<uint8_t>(DecodeWorkspaceBytes(count, c.heads, c.dim), 0));
+
+  const auto run = [&](bool inside, std::vector<uint16_t>* k_after,
+                       std::vector<uint16_t>* v_after) {
+    const DeviceVector<uint16_t> k(old_k), v(old_v), qkv(merged);
+    const DeviceVector<uint16_t> out(std::vector<uint16_t>(count * c.heads * c.dim, 0x7fff));
+    cache.k = reinterpret_cast<__half*>(k.data()), cache.v = reinterpret_cast<__half*>(v.data());
+    FinishQkvArgs finish{};
+    finish.q = qkv.data(), finish.q_stride = stride;
+    finish.k = {qkv.data() + c.heads * c.dim, stride};
+    finish.v = {qkv.data() + (c.heads + c.kv_heads) * c.dim, stride};
+    if (c.biases) {
+      finish.q_bias = biases.data(), finish.k_bias = biases.data() + c.heads * c.dim;
+      finish.v_bias = finish.k_bias + c.kv_heads * c.dim;
+    }
+    if (c.norms) finish.q_norm = norms.data(), finish.k_norm = norms.data() + c.dim;
+    if (c.pairs > 0) finish.angles = angles.data();
+    finish.pairs = c.pairs, finish.angle_stride = c.pairs, finish.slots = d_slots.data();
+    finish.cache = cache, finish.count = count, finish.heads = c.heads, finish.eps = 1e-6f;
+    AttentionArgs args{};
+    args.q = {qkv.data(), stride}, args.out = out.data(), args.cache = cache;
+    args.sequences = d_list.data(), args.tables = d_tables.data(), args.heads = c.heads;
+    args.scale = 1 / std::sqrt(static_cast<float>(c.dim)), args.window = c.window;
+    if (!inside) EXPECT_EQ(FinishQkv(finish, {}), cudaSuccess);
+    const DecodePlan plan = {count, DecodeSplits(starts.back() + 1), kMostDecodeSplits,
+                             workspace.data(), count};
+    EXPECT_EQ(DecodeAttention(args, plan, {}, inside ? &finish : nullptr), cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    *k_after = k.ToHost(), *v_after = v.ToHost();
+    return out.ToHost();
+  };
+  std::vector<uint16_t> k_want, v_want, k_got, v_got;
+  const std::vector<float> want = Decoded(run(false, &k_want, &v_want), Dtype::kFp16);
+  const std::vector<float> got = Decoded(run(true, &k_got, &v_got), Dtype::kFp16);
+  EXPECT_EQ(v_got, v_want);
+  EXPECT_NE(v_got, old_v);
+  const std::vector<float> keys = Decoded(k_got, Dtype::kFp16),
+                           like = Decoded(k_want, Dtype::kFp16);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    ASSERT_NEAR(keys[i], like[i], 2 * 0x1p-11 * std::abs(like[i]) + 1e-6) << i;
+  }
+  // Scores of normal values reach a few tens; an ulp of q or k moves them by 2^-10 of a term.
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_NEAR(got[i], want[i], 0x1p-7 * (1 + std::abs(want[i]))) << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, FinishingAttentionTest,
+                         testing::Values(FinishCase{8, 2, 128, 64, false, false, 0},
+                                         FinishCase{4, 4, 64, 32, true, true, 0},
+                                         FinishCase{9, 3, 64, 32, false, false, 50},
+                                         FinishCase{4, 2, 80, 16, true, false, 0},
+                                         FinishCase{40, 2, 72, 36, false, true, 0},
+                                         FinishCase{4, 1, 256, 128, false, true, 150},
+                                         FinishCase{12, 12, 64, 0, true, false, 0}),
+                         [](const auto& info) {
+                           const FinishCase& c = info.param;
+                           return "heads" + std::to_string(c.heads) + "of" +
+                                  std::to_string(c.kv_heads) + "x" + std::to_string(c.dim);
+                         });
 
 class Attention : public GpuTest {};
 

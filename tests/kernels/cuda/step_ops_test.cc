@@ -5,6 +5,7 @@
 #include "device.h"
 #include "kernels/cuda/activate.h"
 #include "kernels/cuda/add_norm.h"
+#include "kernels/cuda/choose_tokens.h"
 #include "kernels/cuda/convert.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/finish_logits.h"
@@ -364,15 +365,78 @@ TEST_F(StepOps, LogitsAreCappedAndChecked) {
   const std::vector<float> bias = RandomFloats(kVocab, 2);
   const DeviceVector<uint16_t> d_y(Encoded(y, Dtype::kFp16));
   const DeviceVector<float> d_bias(bias), logits(std::vector<float>(kRows * kVocab, NAN));
-  const DeviceVector<int> bad(std::vector<int>(kRows, 0));
-  Launched(FinishLogits(
-      {d_y.data(), d_bias.data(), 30.0f, logits.data(), bad.data(), kRows, kVocab, Dtype::kFp16},
-      {}));
-  EXPECT_EQ(bad.ToHost(), (std::vector<int>{0, 1, 0}));
+  const DeviceVector<RowResult> results{std::vector<RowResult>(kRows)};
+  const DeviceVector<RowChoice> choices{std::vector<RowChoice>(kRows)};
+  FinishLogitsArgs args{};
+  args.y = d_y.data(), args.bias = d_bias.data(), args.softcap = 30, args.logits = logits.data();
+  args.results = results.data(), args.choices = choices.data();
+  args.rows = kRows, args.vocab = kVocab, args.dtype = Dtype::kFp16;
+  Launched(FinishLogits(args, {}));
+  for (int r = 0; r < kRows; ++r) EXPECT_EQ(results.ToHost()[r].not_finite, r == 1) << r;
   const std::vector<float> got = logits.ToHost();
   for (int i = 0; i < kRows * kVocab; ++i) {
     const double want = 30 * std::tanh((y[i] + double{bias[i % kVocab]}) / 30);
     ASSERT_NEAR(got[i], want, 16 * kEps * 30) << i;
+  }
+}
+
+// The tokens of `y`'s rows.
+std::vector<int32_t> Choose(const std::vector<float>& y, int vocab,
+                            const std::vector<RowChoice>& wanted) {
+  const int rows = static_cast<int>(wanted.size());
+  const DeviceVector<uint16_t> d_y(Encoded(y, Dtype::kFp16));
+  const DeviceVector<float> logits(std::vector<float>(y.size(), NAN));
+  const DeviceVector<RowResult> results{std::vector<RowResult>(rows, RowResult{0, -1})};
+  const DeviceVector<RowChoice> choices(wanted);
+  const DeviceVector<LogitChunk> chunks{std::vector<LogitChunk>(rows * LogitChunks(vocab))};
+  FinishLogitsArgs finish{};
+  finish.y = d_y.data(), finish.logits = logits.data(), finish.results = results.data();
+  finish.choices = choices.data(), finish.chunks = chunks.data();
+  finish.rows = rows, finish.vocab = vocab, finish.dtype = Dtype::kFp16;
+  Launched(FinishLogits(finish, {}));
+  Launched(ChooseTokens({logits.data(), chunks.data(), choices.data(), results.data(), rows, vocab},
+                        {}));
+  std::vector<int32_t> tokens;
+  for (const RowResult& result : results.ToHost()) tokens.push_back(result.token);
+  return tokens;
+}
+
+TEST_F(StepOps, TheLargestLogitOrTheFirstOfEquals) {
+  constexpr int kVocab = 5000;
+  std::vector<float> y = Rounded(RandomFloats(4 * kVocab, 3), Dtype::kFp16);
+  y[4999] = 50;
+  y[kVocab + 1023] = y[kVocab + 1024] = y[kVocab + 3000] = 50;
+  y[2 * kVocab] = 50;
+  const RowChoice greedy = {0.5, 0, 1};
+  EXPECT_EQ(Choose(y, kVocab, {greedy, greedy, greedy, {}}),
+            (std::vector<int32_t>{4999, 1023, 0, -1}));
+}
+
+// The share of the weights before and up to the token must hold u, up to what fp32 weights (each a
+// few ulp) and their sums can move it.
+TEST_F(StepOps, TokensAreDrawnWithTheirSoftmax) {
+  constexpr int kRows = 200;
+  for (const int vocab : {7, 1024, 5000, 128256}) {
+    for (const float temperature : {0.3f, 1.0f, 100.0f}) {
+      const std::vector<float> one = Rounded(RandomFloats(vocab, 4, 3), Dtype::kFp16);
+      std::vector<float> y;
+      std::vector<RowChoice> choices;
+      for (int r = 0; r < kRows; ++r) {
+        y.insert(y.end(), one.begin(), one.end());
+        choices.push_back({r / static_cast<double>(kRows), temperature, 1});
+      }
+      choices.back().u = 1 - 0x1p-53;
+      const std::vector<int32_t> tokens = Choose(y, vocab, choices);
+      std::vector<double> running = {0};
+      for (const float v : one) running.push_back(running.back() + std::exp(v / temperature));
+      for (int r = 0; r < kRows; ++r) {
+        ASSERT_GE(tokens[r], 0);
+        ASSERT_LT(tokens[r], vocab);
+        EXPECT_LE(running[tokens[r]] / running.back(), choices[r].u + 1e-5) << vocab << " " << r;
+        EXPECT_GE(running[tokens[r] + 1] / running.back(), choices[r].u - 1e-5)
+            << vocab << " " << r;
+      }
+    }
   }
 }
 
