@@ -84,10 +84,15 @@ Buffer::~Buffer() {
   }
 }
 
-absl::StatusOr<Stream> Stream::Make() {
+absl::StatusOr<Stream> Stream::Make(Priority priority) {
+  int least = 0, greatest = 0;
+  absl::Status status =
+      FromCuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities of streams");
+  if (!status.ok()) return status;
   Stream made;
-  const absl::Status status =
-      FromCuda(cudaStreamCreateWithFlags(&made.stream_, cudaStreamNonBlocking), "a stream");
+  status = FromCuda(cudaStreamCreateWithPriority(&made.stream_, cudaStreamNonBlocking,
+                                                 priority == Priority::kUrgent ? greatest : least),
+                    "a stream");
   if (!status.ok()) return status;
   return made;
 }

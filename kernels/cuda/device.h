@@ -68,7 +68,9 @@ class Stream {
     return *this;
   }
   ~Stream();
-  static absl::StatusOr<Stream> Make();
+  // Blocks of kUrgent streams' kernels go first where others wait for a place.
+  enum class Priority { kUsual, kUrgent };
+  static absl::StatusOr<Stream> Make(Priority priority = Priority::kUsual);
 
   cudaStream_t get() const { return stream_; }
   absl::Status Synchronize() const;
