@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "llama3_8b.h"
 #include "server/engine/cuda_runner.h"
 #include "server/engine/cuda_runner_impl.h"
 
@@ -82,21 +82,6 @@ Options Parse(int argc, char** argv) {
     }
   }
   return o;
-}
-
-ModelConfig Llama3Shape() {
-  ModelConfig c;
-  c.family = "llama";
-  c.vocab = 128256, c.hidden = 4096, c.intermediate = 14336, c.layers = 32;
-  c.heads = 32, c.kv_heads = 8, c.head_dim = 128, c.max_positions = 8192;
-  Rope rope;
-  for (int i = 0; i < c.head_dim / 2; ++i) {
-    rope.inv_freq.push_back(static_cast<float>(std::pow(500000.0, -2.0 * i / c.head_dim)));
-  }
-  c.ropes = {rope};
-  c.layer.resize(c.layers);
-  c.attention_scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
-  return c;
 }
 
 // Copies `pattern` over the buffer again and again.

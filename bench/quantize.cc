@@ -17,13 +17,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "llama3_8b.h"
+#include "peak_memory.h"
 #include "random_weights.h"
 #include "server/engine/cuda_calibration.h"
 #include "server/quant/cuda_group.h"
@@ -74,32 +75,6 @@ Options Parse(int argc, char** argv) {
     }
   }
   return o;
-}
-
-ModelConfig Llama3Shape(int layers) {
-  ModelConfig c;
-  c.family = "llama";
-  c.vocab = 128256, c.hidden = 4096, c.intermediate = 14336, c.layers = layers;
-  c.heads = 32, c.kv_heads = 8, c.head_dim = 128, c.max_positions = 8192;
-  Rope rope;
-  for (int i = 0; i < c.head_dim / 2; ++i) {
-    rope.inv_freq.push_back(static_cast<float>(std::pow(500000.0, -2.0 * i / c.head_dim)));
-  }
-  c.ropes = {rope};
-  c.layer.resize(c.layers);
-  c.attention_scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
-  return c;
-}
-
-// "VmHWM:    12345 kB" of /proc/self/status, in GB.
-double PeakHostGb() {
-  std::ifstream file("/proc/self/status");
-  std::string key;
-  while (file >> key) {
-    double kb = 0;
-    if (key == "VmHWM:" && file >> kb) return kb / 1e6;
-  }
-  return 0;
 }
 
 class Bench {

@@ -13,12 +13,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "peak_memory.h"
 #include "server/model/checkpoint.h"
 #include "server/store/catalog.h"
 
@@ -129,17 +129,6 @@ QuantizeSpec SpecOf(const Options& o, int64_t vocab) {
     for (int32_t& id : ids) id = static_cast<int32_t>(rng() % vocab);
   }
   return spec;
-}
-
-// "VmHWM:    12345 kB" of /proc/self/status, in GB.
-double PeakHostGb() {
-  std::ifstream file("/proc/self/status");
-  std::string key;
-  while (file >> key) {
-    double kb = 0;
-    if (key == "VmHWM:" && file >> kb) return kb / 1e6;
-  }
-  return 0;
 }
 
 int Main(int argc, char** argv) {

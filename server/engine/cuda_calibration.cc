@@ -63,34 +63,6 @@ struct Sizes {
   }
 };
 
-// Vectors of parameters, gathered on the host to be one buffer on the device.
-class Params {
- public:
-  // `to` gets the device pointer in Upload(); null for an empty vector.
-  void Add(const std::vector<float>& values, const float** to) {
-    if (values.empty()) return;
-    slots_.push_back({static_cast<int64_t>(values_.size()), to});
-    values_.insert(values_.end(), values.begin(), values.end());
-    values_.resize((values_.size() + 3) / 4 * 4);  // 16 bytes
-  }
-  void Add(const NormParams& norm, cuda::NormWeights* to) {
-    Add(norm.weight, &to->weight);
-    Add(norm.bias, &to->bias);
-  }
-  const std::vector<float>& values() const { return values_; }
-  void Point(const float* device) const {
-    for (const Slot& slot : slots_) *slot.to = device + slot.at;
-  }
-
- private:
-  struct Slot {
-    int64_t at;
-    const float** to;
-  };
-  std::vector<float> values_;
-  std::vector<Slot> slots_;
-};
-
 absl::Status Launched(cudaError_t error, absl::string_view what) {
   return cuda::FromCuda(error, what);
 }
@@ -161,22 +133,9 @@ absl::Status CudaCalibration::Allocate() {
 }
 
 absl::Status CudaCalibration::LoadParams(absl::Span<const BlockParams> params) {
-  Params all;
+  CudaParams all;
   blocks_.resize(params.size());
-  for (size_t b = 0; b < params.size(); ++b) {
-    const BlockParams& from = params[b];
-    Block& to = blocks_[b];
-    all.Add(from.attn_norm, &to.attn_norm);
-    all.Add(from.mlp_norm, &to.mlp_norm);
-    all.Add(from.post_attn_norm, &to.post_attn_norm);
-    all.Add(from.post_mlp_norm, &to.post_mlp_norm);
-    all.Add(from.q_norm.weight, &to.q_norm);
-    all.Add(from.k_norm.weight, &to.k_norm);
-    all.Add(from.q_bias, &to.q_bias), all.Add(from.k_bias, &to.k_bias);
-    all.Add(from.v_bias, &to.v_bias), all.Add(from.o_bias, &to.o_bias);
-    all.Add(from.gate_bias, &to.gate_bias), all.Add(from.up_bias, &to.up_bias);
-    all.Add(from.down_bias, &to.down_bias);
-  }
+  for (size_t b = 0; b < params.size(); ++b) all.Add(params[b], &blocks_[b]);
   absl::Status status = Upload(all.values(), &params_);
   if (status.ok()) all.Point(params_.data<float>());
   return status;
@@ -358,7 +317,7 @@ absl::StatusOr<const void*> CudaCalibration::GroupInput(LinearGroup group, const
     if (absl::Status s = RunMlp(chunk, mlp_weights_, activated_.data()); !s.ok()) return s;
     return activated_.data();
   }
-  const Block& block = blocks_[block_];
+  const CudaBlockParams& block = blocks_[block_];
   const auto& norm = group == LinearGroup::kQkv ? block.attn_norm : block.mlp_norm;
   if (absl::Status s = Norm(chunk, norm); !s.ok()) return s;
   return norm_.data();
@@ -379,7 +338,7 @@ absl::Status CudaCalibration::Attend(const Chunk& chunk, const void* weights) {
   absl::Status status =
       Multiply(*input, chunk.tokens, config_.hidden, weights, stride, product_.data());
   if (!status.ok()) return status;
-  const Block& block = blocks_[block_];
+  const CudaBlockParams& block = blocks_[block_];
   uint16_t* rows = product_.data<uint16_t>();
   cuda::FinishQkvArgs finish{};
   finish.q = rows, finish.q_stride = stride;
@@ -418,7 +377,7 @@ absl::Status CudaCalibration::RunMlp(const Chunk& chunk, const void* weights, vo
   absl::Status status =
       Multiply(*input, chunk.tokens, config_.hidden, weights, stride, wide_.data());
   if (!status.ok()) return status;
-  const Block& block = blocks_[block_];
+  const CudaBlockParams& block = blocks_[block_];
   const uint16_t* rows = wide_.data<uint16_t>();
   cuda::ActivateArgs args{};
   if (config_.gated_mlp) args.gate = {rows, stride};
@@ -440,7 +399,7 @@ absl::Status CudaCalibration::Advance(LinearGroup group, const void* weights) {
       return RunMlp(c, weights, InnerRows(c, config_.intermediate));
     });
   }
-  const Block& block = blocks_[block_];
+  const CudaBlockParams& block = blocks_[block_];
   const bool attention = group == LinearGroup::kO;
   return ForEachChunk(shape_.sequences, [&](const Chunk& c) -> absl::Status {
     const auto input = GroupInput(group, c);

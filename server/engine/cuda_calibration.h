@@ -23,6 +23,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/embed.h"
 #include "server/engine/block.h"
+#include "server/engine/cuda_params.h"
 #include "server/engine/linear_group.h"
 #include "server/model/config.h"
 
@@ -82,12 +83,6 @@ class CudaCalibration {
     float* x = nullptr;
   };
   // Device pointers; null where the model has none.
-  struct Block {
-    cuda::NormWeights attn_norm, mlp_norm, post_attn_norm, post_mlp_norm;
-    const float *q_norm = nullptr, *k_norm = nullptr;
-    const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr, *o_bias = nullptr;
-    const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
-  };
   struct Ropes {
     std::vector<int> first, pairs;
     int sum = 0;
@@ -120,7 +115,7 @@ class CudaCalibration {
   const cuda::Stream& stream_;
   cuda::Cublas& cublas_;
   std::function<absl::Status()> enter_ = [] { return absl::OkStatus(); };
-  std::vector<Block> blocks_;
+  std::vector<CudaBlockParams> blocks_;
   int64_t block_ = 0;
   const void* mlp_weights_ = nullptr;  // of this block, once known
 

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "server/engine/block.h"
+#include "server/engine/cuda_params.h"
 #include "server/engine/cuda_status.h"
 #include "server/engine/weight_names.h"
 #include "server/reason/reason.h"
@@ -12,51 +13,14 @@
 namespace babai {
 namespace {
 
-// Vectors of parameters, gathered on the host to be one buffer on the device.
-class Params {
- public:
-  // `to` gets the device pointer in Upload(), plus `skip` values; null for an empty vector.
-  void Add(const std::vector<float>& values, const float** to, int64_t skip = 0) {
-    if (values.empty()) return;
-    slots_.push_back({static_cast<int64_t>(values_.size()) + skip, to});
-    values_.insert(values_.end(), values.begin(), values.end());
-  }
-  void Add(const NormParams& norm, cuda::NormWeights* to) {
-    Add(norm.weight, &to->weight);
-    Add(norm.bias, &to->bias);
-  }
-  absl::StatusOr<cuda::Buffer> Upload(CudaLoader& loader) const {
-    const int64_t bytes = values_.size() * sizeof(float);
-    absl::StatusOr<cuda::Buffer> buffer = cuda::Buffer::OnDevice(bytes);
-    if (!buffer.ok()) return buffer;
-    for (const Slot& slot : slots_) *slot.to = buffer->data<float>() + slot.at;
-    if (absl::Status s = loader.Copy(values_.data(), bytes, buffer->data()); !s.ok()) return s;
-    return buffer;
-  }
-
- private:
-  struct Slot {
-    int64_t at;
-    const float** to;
-  };
-  std::vector<float> values_;
-  std::vector<Slot> slots_;
-};
-
-void AddBlock(const BlockParams& from, CudaBlock* to, Params* params) {
-  params->Add(from.attn_norm, &to->attn_norm);
-  params->Add(from.mlp_norm, &to->mlp_norm);
-  params->Add(from.post_attn_norm, &to->post_attn_norm);
-  params->Add(from.post_mlp_norm, &to->post_mlp_norm);
-  params->Add(from.q_norm.weight, &to->q_norm);
-  params->Add(from.k_norm.weight, &to->k_norm);
-  for (const auto& [values, pointer] :
-       {std::pair{&from.q_bias, &to->q_bias}, std::pair{&from.k_bias, &to->k_bias},
-        std::pair{&from.v_bias, &to->v_bias}, std::pair{&from.o_bias, &to->o_bias},
-        std::pair{&from.gate_bias, &to->gate_bias}, std::pair{&from.up_bias, &to->up_bias},
-        std::pair{&from.down_bias, &to->down_bias}}) {
-    params->Add(*values, pointer);
-  }
+absl::StatusOr<cuda::Buffer> Upload(const CudaParams& params, CudaLoader& loader) {
+  const int64_t bytes = params.values().size() * sizeof(float);
+  absl::StatusOr<cuda::Buffer> buffer = cuda::Buffer::OnDevice(bytes);
+  if (!buffer.ok()) return buffer;
+  params.Point(buffer->data<float>());
+  absl::Status copied = loader.Copy(params.values().data(), bytes, buffer->data());
+  if (!copied.ok()) return copied;
+  return buffer;
 }
 
 absl::Status LoadLinear(const PackedModel& model, const std::vector<std::string>& names,
@@ -72,13 +36,13 @@ absl::Status LoadLinear(const PackedModel& model, const std::vector<std::string>
                 "its shape does not fit the model's configuration");
 }
 
-absl::Status LoadBlock(const PackedModel& model, int64_t b, CudaLoader& loader, Params* params,
+absl::Status LoadBlock(const PackedModel& model, int64_t b, CudaLoader& loader, CudaParams* params,
                        CudaWeights& weights) {
   const ModelConfig& config = model.config();
   CudaBlock& block = weights.blocks[b];
   const absl::StatusOr<BlockParams> read = LoadBlockParams(config, b, SourceOf(model));
   if (!read.ok()) return read.status();
-  AddBlock(*read, &block, params);
+  params->Add(*read, &block);
   const BlockNames names = NamesOf(config, b);
   const int64_t qkv_rows = config.q_rows() + 2 * config.kv_rows();
   const int64_t mlp_rows = config.intermediate * (config.gated_mlp ? 2 : 1);
@@ -148,7 +112,7 @@ absl::Status LoadDenseEmbedding(const PackedModel& model, CudaLoader& loader,
 
 absl::Status Load(const PackedModel& model, CudaLoader& loader, CudaWeights& weights) {
   const ModelConfig& config = model.config();
-  Params params;
+  CudaParams params;
   weights.blocks.resize(config.layers);
   for (int64_t b = 0; b < config.layers; ++b) {
     if (absl::Status s = LoadBlock(model, b, loader, &params, weights); !s.ok()) return s;
@@ -165,7 +129,7 @@ absl::Status Load(const PackedModel& model, CudaLoader& loader, CudaWeights& wei
   absl::Status embedding = packed ? LoadPackedEmbedding(model, loader, weights)
                                   : LoadDenseEmbedding(model, loader, weights);
   if (!embedding.ok()) return DeviceRefusal(embedding, kEmbeddingName);
-  absl::StatusOr<cuda::Buffer> uploaded = params.Upload(loader);
+  absl::StatusOr<cuda::Buffer> uploaded = Upload(params, loader);
   if (!uploaded.ok()) return DeviceRefusal(uploaded.status());
   weights.params = *std::move(uploaded);
   weights.bytes += weights.params.bytes();
@@ -179,7 +143,7 @@ int64_t VectorBytes(const PackedModel& model) {
     int64_t values = 1;
     for (const int64_t side : format.shape) values *= side;
     const bool vector = format.shape.size() == 1 || name == "embed_positions.weight";
-    if (vector) bytes += values * static_cast<int64_t>(sizeof(float));
+    if (vector) bytes += CudaParams::Padded(values) * static_cast<int64_t>(sizeof(float));
   }
   return bytes;
 }

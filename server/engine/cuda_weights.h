@@ -9,17 +9,14 @@
 #include "kernels/cuda/add_norm.h"
 #include "kernels/cuda/embed.h"
 #include "server/engine/cuda_linear.h"
+#include "server/engine/cuda_params.h"
 #include "server/model/config.h"
 #include "server/store/packed_model.h"
 
 namespace babai {
 
 // Device pointers into CudaWeights::params; null where the model has none.
-struct CudaBlock {
-  cuda::NormWeights attn_norm, mlp_norm, post_attn_norm, post_mlp_norm;
-  const float *q_norm = nullptr, *k_norm = nullptr;
-  const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr, *o_bias = nullptr;
-  const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+struct CudaBlock : CudaBlockParams {
   CudaLinear qkv;  // rows of q, then k, then v
   CudaLinear o;
   // Rows of gate, then up, or eight by eight where order() says so; only up where the MLP is not
