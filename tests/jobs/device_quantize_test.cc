@@ -102,17 +102,7 @@ TEST_F(DeviceJobTest, OtherRecipesAreTheCpus) {
 }
 
 TEST_F(DeviceJobTest, CancelledAnywhereItLeavesNothing) {
-  QuantizeSpec spec = SpecFor({});
-  int cancelled = 0;
-  for (int64_t polls = 0;; polls = polls * 3 / 2 + 1) {
-    context_.CancelAfter(polls);
-    const auto manifest = Run(spec);
-    if (manifest.ok()) break;
-    EXPECT_TRUE(absl::IsCancelled(manifest.status())) << polls << ": " << manifest.status();
-    EXPECT_TRUE(NothingIsLeft()) << polls;
-    ++cancelled;
-  }
-  EXPECT_GT(cancelled, 4);
+  EXPECT_GT(CancelEverywhere(SpecFor({}), 1.5), 4);
 }
 
 // More tokens than any GPU holds.

@@ -79,6 +79,21 @@ class QuantizeFixture : public testing::Test {
     return RunQuantizeJob(job, context_, env_);
   }
 
+  // Runs the job again and again, cancelled ever later (at a poll `growth` times as late as the
+  // last) until it gets through. How often it was cancelled; expects that nothing was left each
+  // time.
+  int CancelEverywhere(const QuantizeSpec& spec, double growth) {
+    int cancelled = 0;
+    for (int64_t polls = 0;; polls = static_cast<int64_t>(polls * growth) + 1) {
+      context_.CancelAfter(polls);
+      const auto manifest = Run(spec);
+      if (manifest.ok()) return cancelled;
+      EXPECT_TRUE(absl::IsCancelled(manifest.status())) << polls << ": " << manifest.status();
+      EXPECT_TRUE(NothingIsLeft()) << polls;
+      ++cancelled;
+    }
+  }
+
   bool NothingIsLeft() const {
     return catalog_->Names().empty() && std::filesystem::is_empty(temp_.path() / "data" / "tmp") &&
            std::filesystem::is_empty(temp_.path() / "data" / "models");

@@ -50,4 +50,10 @@ class DeviceVector {
   size_t size_;
 };
 
+// A kernel launch, and all that it did, went well.
+inline void Launched(cudaError_t error) {
+  ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
 }  // namespace babai::cuda

@@ -19,11 +19,6 @@ namespace {
 
 constexpr double kEps = 0x1p-24;  // of fp32
 
-void Launched(cudaError_t error) {
-  ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-}
-
 class QuantizeOps : public GpuTest {
  protected:
   void SetUp() override {

@@ -21,11 +21,6 @@ namespace {
 
 constexpr double kEps = 0x1p-24;  // of fp32
 
-void Launched(cudaError_t error) {
-  ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-}
-
 PackedInt RandomPacked(int64_t rows, int64_t cols, int64_t group, int bits, bool asymmetric,
                        uint32_t seed) {
   std::mt19937 rng(seed);
