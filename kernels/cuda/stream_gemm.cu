@@ -15,7 +15,8 @@ extern template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, con
 
 namespace {
 
-constexpr int kLeastStages = 2, kMaxStages = 4;  // fewer starve memory, more gain nothing
+// Fewer starve memory; with more, what everything waits for queues behind them (measured).
+constexpr int kLeastStages = 2, kMaxStages = 3;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int AlignUp(int64_t v, int to) { return static_cast<int>((v + to - 1) / to * to); }
@@ -57,15 +58,13 @@ int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmP
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
                               Turn turn) {
   // Every SM gets a block, even one without strips: it holds its place (see StreamGemmPlan). One
-  // token leaves room for two blocks an SM; with more, x takes that room and deeper rings are
-  // better. A chain that mixes the two is worse than either, so that m alone decides while x fits.
-  const int64_t half = SharedOfTurn(shared_bytes, turn);
-  for (const int64_t room : {half, shared_bytes}) {
-    if (room == half && m > 1) continue;
-    StreamGemmPlan plan{sms, 1, static_cast<int>(room)};
-    const auto fits = [&] { return StreamGemmSharedBytes(shape, m, plan) <= room; };
-    while (plan.stages <= kMaxStages && fits()) ++plan.stages;
-    if (--plan.stages >= kLeastStages) return plan;
+  // token leaves room for two blocks an SM; with more, x takes that room.
+  const int64_t room = m > 1 ? shared_bytes : SharedOfTurn(shared_bytes, turn);
+  for (const int64_t bytes : {room, shared_bytes}) {
+    StreamGemmPlan plan{sms, kMaxStages, static_cast<int>(bytes)};
+    while (plan.stages >= kLeastStages && StreamGemmSharedBytes(shape, m, plan) > bytes)
+      --plan.stages;
+    if (plan.stages >= kLeastStages) return plan;
   }
   return {};
 }
