@@ -13,7 +13,7 @@ namespace babai::cuda {
 namespace {
 
 // Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
-constexpr int kStreamBestTokens = 2;
+constexpr int kStreamBestTokens = 4;
 
 bool IsTiled(const PackedShape& shape, int m, const DeviceLimits& device) {
   if (device.major != 9) return false;

@@ -1,6 +1,6 @@
 // y = x * W^T for many tokens on Hopper: tiles of rows x tokens by warpgroup products.
 //
-//   regime    m > 2 on Hopper; up to about 64 tokens reading W is the cost, then arithmetic
+//   regime    m > 4 on Hopper; up to about 64 tokens reading W is the cost, then arithmetic
 //   roof      PackedShape::bytes() over memory bandwidth; 2 m n k over the tensor cores' rate
 //   method    tiles of rows of W x tokens, in sizes that PlanTileGemm() picks. Up to 16 tokens
 //             mma.m16n8k16 on unscaled integers (record_mma.cuh); above, weights become fp16 or
