@@ -2,7 +2,8 @@
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
-//        [--tile tokens,rows,unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
+//        [--tile tokens,unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
+//        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
 // weights that rotate through 512 MB, so that none comes from the 60 MB of L2; medians of graph
@@ -24,6 +25,7 @@
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
+#include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
 namespace {
@@ -60,6 +62,7 @@ struct Options {
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
   TileGemmPlan tile;
+  WideGemmPlan wide;
 };
 
 std::vector<int> ParseList(const char* s) {
@@ -98,7 +101,10 @@ Options Parse(int argc, char** argv) {
       if (v.size() == 3) o.plan = {v[0], v[1], v[2]};
     } else if (flag == "--tile") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 6) o.tile = {v[0], v[1], v[2], v[3], v[4], v[5]};
+      if (v.size() == 5) o.tile = {v[0], v[1], v[2], v[3], v[4]};
+    } else if (flag == "--wide") {
+      const std::vector<int> v = ParseList(value());
+      if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
     } else {
       std::fprintf(stderr, "gemm: unknown %s; see the head of bench/gemm.cc\n", flag.c_str());
       std::exit(2);
@@ -117,8 +123,8 @@ class Data {
     for (uint16_t& v : x) v = 0x3000 | (rng() & 0x8fff);  // fp16 +-0.125..0.5; bf16 tiny but normal
     x_ = Allocate(x.size() * 2), y_ = Allocate(int64_t{128} << 20);
     constexpr int kMostBlocks = 264;
-    workspace_ = Allocate(TileGemmWorkspaceBytes(kMostBlocks));
-    CHECK_CUDA(cudaMemset(workspace_, 0xff, TileGemmWorkspaceBytes(kMostBlocks)));
+    workspace_ = Allocate(WideGemmWorkspaceBytes(kMostBlocks));
+    CHECK_CUDA(cudaMemset(workspace_, 0xff, WideGemmWorkspaceBytes(kMostBlocks)));
     CHECK_CUDA(cudaMemcpy(x_, x.data(), x.size() * 2, cudaMemcpyHostToDevice));
     constexpr int kTiles = 4096;
     std::vector<uint8_t> tiles(int64_t{kTiles} * tile_bytes_);
@@ -207,6 +213,12 @@ class Bench {
       CHECK_CUDA(
           LaunchTileGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype},
                          o_.tile, o_.early, stream));
+      return;
+    }
+    if (o_.wide.tokens > 0) {
+      CHECK_CUDA(
+          LaunchWideGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype},
+                         o_.wide, o_.early, stream));
       return;
     }
     turn_ = turn_ == Turn::kWide ? Turn::kNarrow : Turn::kWide;

@@ -8,6 +8,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
+#include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
 namespace {
@@ -41,6 +42,14 @@ absl::Status Check(const PackedGemmArgs& a) {
 }
 
 absl::Status Tiled(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
+  if (args.m > kTileGemmTokens) {
+    const WideGemmPlan plan =
+        PlanWideGemm(args.shape, args.m, device.sms, device.shared_bytes);
+    return FromCuda(LaunchWideGemm({args.x, args.weights, args.y, args.workspace, args.shape,
+                                    args.m, args.dtype, args.ends},
+                                   plan, args.early_start, stream),
+                    "PackedGemm");
+  }
   // Two of these beside one another are slower, whatever stands between them (measured).
   const TileGemmPlan plan =
       PlanTileGemm(args.shape, args.m, device.sms, device.shared_bytes, Turn::kWide);
@@ -104,7 +113,7 @@ absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
 }
 
 int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
-  return TileGemmWorkspaceBytes(device.sms);
+  return std::max(TileGemmWorkspaceBytes(device.sms), WideGemmWorkspaceBytes(device.sms));
 }
 
 bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device) {

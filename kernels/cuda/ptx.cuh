@@ -106,6 +106,19 @@ __device__ __forceinline__ uint32_t ClusterAddress(uint32_t addr, uint32_t rank)
 __device__ __forceinline__ void ClusterStore(uint32_t addr, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(addr), "f"(v) : "memory");
 }
+// All threads of the cluster's blocks that have not ended; orders no memory.
+__device__ __forceinline__ void ClusterMeet() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// To a block's shared memory; its bytes are counted off `bar`, there too.
+__device__ __forceinline__ void ClusterStore4(uint32_t addr, const float (&v)[4], uint32_t bar) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(addr),
+      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(bar)
+      : "memory");
+}
 
 #endif  // __CUDA_ARCH__ >= 900
 
@@ -151,6 +164,13 @@ __device__ __forceinline__ void LoadMatrix4(uint32_t (&r)[4], uint32_t addr) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(addr)
                : "memory");
+}
+
+// Of an 8 x 8 matrix of 16-bit elements lane l has two neighbours of row l / 4: its transpose.
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t v) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
 }
 
 // d += a * b on 16 x 8 x 16, fp32 accumulation.

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/stream_gemm.h"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm.cuh"
 
 namespace babai::cuda {
@@ -18,16 +19,14 @@ namespace {
 
 constexpr int kMailOffset = 1024;  // barriers before it
 // Behind the mail of RecordWorker::Swap(); operand B wants multiples of 1024.
-int RingOffset(int tokens) {
-  return kMailOffset + (tokens <= kTileRecordTokens ? 128 * tokens * 4 * 2 : 0);
-}
+int RingOffset(int tokens) { return kMailOffset + kTileGemmRows * tokens * 4 * 2; }
 constexpr int kLeastTileStages = 2, kMaxTileStages = 48;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t AlignUp(int64_t v, int64_t to) { return CeilDiv(v, to) * to; }
 
 int64_t WeightsOfStage(const PackedShape& s, const TileGemmPlan& plan) {
-  return AlignUp(int64_t{plan.rows} / kStripRows * plan.unit_tiles * s.record_bytes(), 1024);
+  return AlignUp(int64_t{kTileGemmRows} / kStripRows * plan.unit_tiles * s.record_bytes(), 1024);
 }
 int64_t StageBytes(const PackedShape& s, const TileGemmPlan& plan) {
   return WeightsOfStage(s, plan) + int64_t{plan.unit_tiles} * plan.tokens * kTileCols * 2;
@@ -43,11 +42,9 @@ TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
   p.strips = s.strips(), p.k_tiles = s.k_tiles();
   p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
   p.units = static_cast<int>(CeilDiv(p.k_tiles, plan.unit_tiles));
-  const int64_t work = CeilDiv(s.n, plan.rows) * p.token_tiles * p.units;
+  const int64_t work = CeilDiv(s.n, kTileGemmRows) * p.token_tiles * p.units;
   p.share = static_cast<int>(work / plan.blocks), p.extra = static_cast<int>(work % plan.blocks);
-  p.exponent = plan.tokens <= kTileRecordTokens ? Fragment<4, __nv_bfloat16>::kExponent
-               : a.dtype == Dtype::kFp16        ? GroupScale<4, __half>::kExponent
-                                                : GroupScale<4, __nv_bfloat16>::kExponent;
+  p.exponent = Fragment<4, __nv_bfloat16>::kExponent;
   p.reload = s.groups_per_tile(), p.asymmetric = s.asymmetric;
   while (s.group > kStepCols << p.group_shift) ++p.group_shift;
   p.zeros_offset = s.groups_per_tile() * kTileRows * 2;
@@ -61,35 +58,6 @@ TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
   return p;
 }
 
-// The driver's cuTensorMapEncodeTiled, found through the runtime so that nothing links libcuda.
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-EncodeTiled FindEncodeTiled() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                       &found) != cudaSuccess ||
-      found != cudaDriverEntryPointSuccess) {
-    return nullptr;
-  }
-  return reinterpret_cast<EncodeTiled>(entry);
-}
-
-// x in boxes of 64 columns by a tile's tokens.
-cudaError_t MakeXMap(const TileGemmArgs& a, int tokens, CUtensorMap* map) {
-  static const EncodeTiled encode = FindEncodeTiled();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t size[] = {static_cast<cuuint64_t>(a.shape.k), static_cast<cuuint64_t>(a.m)};
-  const cuuint64_t stride[] = {static_cast<cuuint64_t>(a.shape.k) * 2};
-  const cuuint32_t box[] = {kXBoxCols, static_cast<cuuint32_t>(tokens)}, step[] = {1, 1};
-  const CUresult made = encode(
-      map,
-      a.dtype == Dtype::kFp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      2, const_cast<void*>(a.x), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return made == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan) {
@@ -100,29 +68,18 @@ TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shar
                           Turn turn) {
   TileGemmPlan plan;
   plan.blocks = sms;
-  plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64, plan.rows = 128;
-  // The larger a tile, the less is read and made twice; but blocks that share one have to add up.
-  // About two blocks a tile is where it turns (docs/perf/cuda_gemm.md).
-  const auto enough = [&](int tokens) {
-    return CeilDiv(shape.n, 256) * CeilDiv(m, tokens) * 9 >= int64_t{sms} * 4;
-  };
-  if (m > 64 && enough(128)) {
-    plan.tokens = 128, plan.rows = 256;
-  } else if (m > 32 && enough(64)) {
-    plan.rows = 256;
-  }
+  plan.tokens = m <= 8 ? 8 : 16;
   // Few tokens leave room for the next kernel's blocks, if their units, about 4 KB of each strip
   // and a k tile for each part of the warps, fit there.
-  const int parts = plan.tokens <= 8 ? 4 : plan.tokens <= 16 ? 2 : 1;
+  const int parts = plan.tokens <= 8 ? 4 : 2;
   int64_t room = 0;
   const auto fits = [&](int stages) {
     plan.stages = stages;
     return TileGemmSharedBytes(shape, plan) <= room;
   };
   for (const int64_t allowed : {SharedOfTurn(shared_bytes, turn), shared_bytes}) {
-    if (plan.tokens > 32 && allowed != shared_bytes) continue;
     room = allowed;
-    plan.unit_tiles = plan.tokens == 128 ? 1 : plan.tokens == 64 ? 2 : 4;
+    plan.unit_tiles = 4;
     while (plan.unit_tiles > parts && !fits(kLeastTileStages)) plan.unit_tiles /= 2;
     if (fits(kLeastTileStages)) break;
   }
@@ -137,8 +94,11 @@ cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, b
                            cudaStream_t stream) {
   const TileGemmParams p = MakeParams(args, plan);
   CUtensorMap x_map;
-  if (const cudaError_t made = MakeXMap(args, plan.tokens, &x_map); made != cudaSuccess)
+  if (const cudaError_t made =
+          MakeXMap(args.x, args.m, args.shape.k, args.dtype, plan.tokens, &x_map);
+      made != cudaSuccess) {
     return made;
+  }
   cudaLaunchAttribute attribute;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.blocks);
@@ -150,7 +110,7 @@ cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, b
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute, config.numAttrs = 1;
   }
-  const TileGemmFormat format{plan.tokens, plan.rows, args.shape.group, args.dtype};
+  const TileGemmFormat format{plan.tokens, args.shape.group, args.dtype};
   switch (args.shape.bits) {
     case 2:
       return LaunchTileGemmBits<2>(p, x_map, format, config);

@@ -1,11 +1,8 @@
 // The kernel of tile_gemm.h.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/record_worker.cuh"
 #include "kernels/cuda/tile_copier.cuh"
-#include "kernels/cuda/warpgroup_worker.cuh"
 
 namespace babai::cuda {
 
@@ -35,9 +32,8 @@ __device__ __forceinline__ void WorkThrough(Worker& worker, TileCursor at) {
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-// kGroup: with up to kTileRecordTokens.
 template <int kBits, typename T, typename Shape, int kGroup>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kTwoBlocks ? 2 : 1)
+__global__ void __launch_bounds__(Shape::kThreads, 2)
     TileGemmKernel(const __grid_constant__ TileGemmParams p,
                    const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -60,10 +56,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kTwoBlocks ? 2 : 1)
     TileCopier<Shape>{p, &x_map, full, full, empty, copier}.Run(first, behind - begin);
   } else {
     TakeRegisters<Shape::kRegisters>();
-    using Worker =
-        std::conditional_t<Shape::kTokens <= kTileRecordTokens,
-                           RecordWorker<kBits, T, Shape, kGroup>, WarpgroupWorker<kBits, T, Shape>>;
-    Worker worker{{p, warp, lane}, smem, full, empty};
+    RecordWorker<kBits, T, Shape, kGroup> worker{{p, warp, lane}, smem, full, empty};
     WorkThrough(worker, first);
   }
 #else
@@ -107,20 +100,11 @@ cudaError_t LaunchTileGemmGroup(const TileGemmParams& p, const CUtensorMap& x_ma
 template <int kBits, typename T>
 cudaError_t LaunchTileGemmShape(const TileGemmParams& p, const CUtensorMap& x_map,
                                 const TileGemmFormat& format, const cudaLaunchConfig_t& config) {
-  const bool wide = format.rows == 256;
-  switch (wide ? -format.tokens : format.tokens) {
+  switch (format.tokens) {
     case 8:
-      return LaunchTileGemmGroup<kBits, T, TileShape<8, 128>>(p, x_map, format.group, config);
+      return LaunchTileGemmGroup<kBits, T, TileShape<8>>(p, x_map, format.group, config);
     case 16:
-      return LaunchTileGemmGroup<kBits, T, TileShape<16, 128>>(p, x_map, format.group, config);
-    case 32:
-      return LaunchTileGemmKernel<kBits, T, TileShape<32, 128>, 0>(p, x_map, config);
-    case 64:
-      return LaunchTileGemmKernel<kBits, T, TileShape<64, 128>, 0>(p, x_map, config);
-    case -64:
-      return LaunchTileGemmKernel<kBits, T, TileShape<64, 256>, 0>(p, x_map, config);
-    case -128:
-      return LaunchTileGemmKernel<kBits, T, TileShape<128, 256>, 0>(p, x_map, config);
+      return LaunchTileGemmGroup<kBits, T, TileShape<16>>(p, x_map, format.group, config);
     default:
       return cudaErrorInvalidValue;
   }

@@ -2,28 +2,25 @@
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm.h"
 
 namespace babai::cuda {
 
 constexpr int kTileCopyWarps = 4;      // a warpgroup: registers change hands by whole warpgroups
-constexpr int kTileRecordTokens = 16;  // up to so many by RecordWorker, above by WarpgroupWorker
 
-// Of a tile. Two warpgroups multiply 128 rows, four 256.
-template <int kTokens_, int kRows_>
+// Of a tile of 128 rows. Two warpgroups multiply.
+template <int kTokens_>
 struct TileShape {
-  static constexpr int kTokens = kTokens_, kRows = kRows_;
+  static constexpr int kTokens = kTokens_, kRows = kTileGemmRows;
   static constexpr int kEights = kTokens / 8, kSums = kTokens / 2;  // of a lane
   static constexpr int kMultipliers = kRows * 2, kThreads = kMultipliers + kTileCopyWarps * kLanes;
-  // Registers of two blocks fit an SM, so that the next kernel's can be there already.
-  static constexpr bool kTwoBlocks = kTokens <= 32;
-  // What the copying warps have given, shared out: 24 + 2 x 104 <= 3 x 80, 24 + 2 x 240 <= 3 x 168,
-  // 24 + 4 x 112 <= 5 x 96. More would wait for ever.
-  static constexpr int kRegisters = kTwoBlocks ? 104 : kRows == 128 ? 240 : 112;
-  // Tiles of 16 rows of a warp of RecordWorker; more for more tokens would spill registers.
+  // What the copying warps have given, shared out: 24 + 2 x 104 <= 3 x 80, so that the next kernel's
+  // blocks can be there already. More would wait for ever.
+  static constexpr int kRegisters = 104;
+  // Tiles of 16 rows of a warp; more for more tokens would spill registers.
   static constexpr int kRecordTiles = kTokens <= 8 ? 4 : 2;
 };
-constexpr int kXBoxCols = 64;  // 128 bytes, what one swizzled row of operand B holds
 
 // What the host works out once a launch.
 struct TileGemmParams {
@@ -51,7 +48,7 @@ struct TileGemmParams {
 
 // What, besides the width, picks the kernel.
 struct TileGemmFormat {
-  int tokens, rows, group;
+  int tokens, group;
   Dtype dtype;
 };
 

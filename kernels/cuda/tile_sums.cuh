@@ -22,12 +22,10 @@ struct TileSums {
 
   // Of a matrix's 16-row tiles, this warp's.
   __device__ __forceinline__ int Tile16(int tile) const {
-    int within = warp;
-    if (kTokens <= kTileRecordTokens) {  // RecordWorker: rows in the low bits, then its parts
-      constexpr int kTiles = Shape::kRecordTiles, kRowParts = 8 / kTiles;
-      const int part = warp / kRowParts;
-      within = warp % kRowParts * kTiles + (kTiles == 4 ? part % 2 * 2 + part / 2 : part);
-    }
+    // Rows in the low bits, then the warps' parts of a k tile.
+    constexpr int kTiles = Shape::kRecordTiles, kRowParts = 8 / kTiles;
+    const int part = warp / kRowParts;
+    const int within = warp % kRowParts * kTiles + (kTiles == 4 ? part % 2 * 2 + part / 2 : part);
     return RowTile(tile) * (Shape::kRows / kTileRows) + within;
   }
   // A block's tile may reach past the matrix, whose 16-row tiles end with its last strip.

@@ -12,6 +12,7 @@
 #include "kernels/cuda/repack.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
+#include "kernels/cuda/wide_gemm.h"
 #include "kernels/formats/packed_int.h"
 
 namespace babai::cuda {
@@ -126,7 +127,8 @@ class PackedGemmTest : public GpuTest {
  protected:
   // y starts as NaN: an output left unwritten fails.
   std::vector<uint16_t> Run(const Problem& p, const StreamGemmPlan* plan = nullptr,
-                            const TileGemmPlan* tile = nullptr) {
+                            const TileGemmPlan* tile = nullptr,
+                            const WideGemmPlan* wide = nullptr) {
     const absl::StatusOr<std::vector<uint8_t>> repacked = RepackForGpu(p.weights.view());
     EXPECT_TRUE(repacked.ok()) << repacked.status();
     const DeviceVector<uint8_t> weights(*repacked);
@@ -137,6 +139,11 @@ class PackedGemmTest : public GpuTest {
       EXPECT_EQ(LaunchTileGemm({x.data(), weights.data(), y.data(), workspace.data(), p.shape,
                                 p.c.m, p.c.dtype},
                                *tile, true, nullptr),
+                cudaSuccess);
+    } else if (wide != nullptr) {
+      EXPECT_EQ(LaunchWideGemm({x.data(), weights.data(), y.data(), workspace.data(), p.shape,
+                                p.c.m, p.c.dtype},
+                               *wide, true, nullptr),
                 cudaSuccess);
     } else if (plan == nullptr) {
       const absl::Status done = PackedGemm(
@@ -214,16 +221,13 @@ TEST_F(PackedGemmTest, EveryTilePlanGivesTheSame) {
   if (limits.major != 9) GTEST_SKIP() << "tile_gemm.h needs sm_90";
   for (const int m : {9, 40}) {
     const Problem p = MakeProblem({1200, 2080, 32, 4, true, Dtype::kFp16, m}, 17);
-    for (const auto& [tokens, rows] :
-         {std::pair{8, 128}, {16, 128}, {32, 128}, {64, 128}, {64, 256}, {128, 256}}) {
+    for (const int tokens : {8, 16}) {
       for (const int unit_tiles : {1, 2, 3}) {
         for (const int blocks : {1, 7, 132}) {
-          TileGemmPlan plan{tokens, rows, unit_tiles, 2, blocks, 0};
+          const TileGemmPlan plan{tokens, unit_tiles, 2, blocks, 0};
           if (blocks > limits.sms) continue;
-          SCOPED_TRACE(testing::Message()
-                       << m << " tokens, " << tokens << " x " << rows << " a tile, " << unit_tiles
-                       << " k tiles, " << blocks << " blocks");
-          while (TileGemmSharedBytes(p.shape, plan) > limits.shared_bytes) --plan.unit_tiles;
+          SCOPED_TRACE(testing::Message() << m << " tokens, " << tokens << " a tile, " << unit_tiles
+                                          << " k tiles, " << blocks << " blocks");
           ExpectEqual(p, Run(p, nullptr, &plan));
           if (HasFatalFailure()) return;
         }
@@ -232,9 +236,43 @@ TEST_F(PackedGemmTest, EveryTilePlanGivesTheSame) {
   }
 }
 
+TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  if (limits.major != 9) GTEST_SKIP() << "wide_gemm.h needs sm_90";
+  for (const int m : {40, 270}) {
+    const Problem p = MakeProblem({1200, 2080, 32, 4, true, Dtype::kFp16, m}, 17);
+    for (const auto& [tokens, rows] : {std::pair{32, 128},
+                                       {32, 256},
+                                       {64, 128},
+                                       {64, 256},
+                                       {128, 128},
+                                       {128, 256},
+                                       {256, 128}}) {
+      const int tiles = (1200 + rows - 1) / rows * ((m + tokens - 1) / tokens);
+      for (const int parts : {1, 2}) {
+        for (const int waves : {1, 3}) {
+          for (const int unit_tiles : {1, 2, 3}) {
+            // Shared tiles need a cluster each, others may wait for their turn.
+            const int clusters = parts * waves == 1 ? std::min(tiles, 7) : tiles * waves;
+            const WideGemmPlan plan{tokens, rows, parts, waves, unit_tiles, 2, clusters};
+            if (clusters * parts > limits.sms ||
+                WideGemmSharedBytes(p.shape, plan) > limits.shared_bytes)
+              continue;
+            SCOPED_TRACE(testing::Message()
+                         << m << " tokens, " << tokens << " x " << rows << " a tile, " << parts
+                         << " parts, " << waves << " waves, " << unit_tiles << " k tiles");
+            ExpectEqual(p, Run(p, nullptr, nullptr, &plan));
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
 // A stage refilled before its words were read, or a sum in arrival order, would show here.
 TEST_F(PackedGemmTest, AThousandRunsAreBitIdentical) {
-  for (const int m : {8, 16, 64, 128}) {
+  for (const int m : {8, 16, 32, 64, 128, 256}) {
     const Problem p = MakeProblem({4096, 1024, 128, 4, false, Dtype::kFp16, m}, 13);
     const DeviceVector<uint8_t> weights(*RepackForGpu(p.weights.view()));
     const DeviceVector<uint16_t> x(p.x);

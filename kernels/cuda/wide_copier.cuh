@@ -1,0 +1,68 @@
+// The threads of wide_gemm.h's kernel that copy: one W, one x.
+#pragma once
+
+#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wide_params.cuh"
+
+namespace babai::cuda {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+template <typename Shape>
+struct WideCopier {
+  static constexpr int kTokens = Shape::kTokens, kStrips = Shape::kRows / kStripRows;
+  static constexpr int kBoxBytes = kTokens * kXBoxCols * 2;
+
+  const WideGemmParams& p;
+  const WidePlace& place;
+  uint32_t ring, full, empty;
+
+  // Calls copy(tile, unit, barrier, stage's address) for each unit of the block, when its stage is
+  // free.
+  template <typename Copy>
+  __device__ __forceinline__ void ForEachUnit(const Copy& copy) const {
+    WideStage at;
+    int ahead = p.stages;
+#pragma unroll 1
+    for (int tile = place.first_tile; tile < p.tiles; tile += p.tile_stride) {
+#pragma unroll 1
+      for (int unit = 0; unit < place.units; ++unit) {
+        if (--ahead < 0) BarrierWait(empty + at.stage * 8, at.parity ^ 1);
+        copy(tile, unit, full + at.stage * 8, ring + at.stage * p.stage_bytes);
+        at.Next(p.stages);
+      }
+    }
+  }
+  __device__ __forceinline__ void CopyWeights() const {
+    ForEachUnit([&](int tile, int unit, uint32_t bar, uint32_t to) {
+      const int strip0 = (p.token_tiles == 1 ? tile : tile / p.token_tiles) * kStrips;
+      const int strips = min(kStrips, p.strips - strip0);
+      const int bytes = place.Tiles(p, unit) * p.record_bytes;
+      const uint8_t* from = p.weights + strip0 * p.strip_bytes +
+                            int64_t{place.k_begin + unit * p.unit_tiles} * p.record_bytes;
+      BarrierArriveExpect(bar, strips * bytes);
+#pragma unroll 1
+      for (int strip = 0; strip < strips; ++strip) {
+        BulkCopy(to, from, bytes, bar);
+        to += p.unit_tiles * p.record_bytes, from += p.strip_bytes;
+      }
+    });
+  }
+  __device__ __forceinline__ void CopyX(const CUtensorMap* map) const {
+    LetNextKernelStart();
+    WaitForPrecedingKernel();
+    ForEachUnit([&](int tile, int unit, uint32_t bar, uint32_t to) {
+      const int token0 = p.token_tiles == 1 ? 0 : tile % p.token_tiles * kTokens;
+      const int boxes = place.Tiles(p, unit) * (kTileCols / kXBoxCols);
+      const int col = (place.k_begin + unit * p.unit_tiles) * kTileCols;
+      BarrierArriveExpect(bar, boxes * kBoxBytes);
+#pragma unroll 1
+      for (int box = 0; box < boxes; ++box)
+        TensorCopy(to + p.x_offset + box * kBoxBytes, map, col + box * kXBoxCols, token0, bar);
+    });
+  }
+};
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+}  // namespace babai::cuda

@@ -1,0 +1,163 @@
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/wide_gemm.cuh"
+
+namespace babai::cuda {
+
+extern template cudaError_t LaunchWideGemmBits<2>(const WideGemmParams&, const CUtensorMap&,
+                                                  const WideGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchWideGemmBits<3>(const WideGemmParams&, const CUtensorMap&,
+                                                  const WideGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchWideGemmBits<4>(const WideGemmParams&, const CUtensorMap&,
+                                                  const WideGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchWideGemmBits<8>(const WideGemmParams&, const CUtensorMap&,
+                                                  const WideGemmFormat&, const cudaLaunchConfig_t&);
+
+namespace {
+
+constexpr int kLeastStages = 2, kMaxStages = 32;  // barriers of as many lie before the ring
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t AlignUp(int64_t v, int64_t to) { return CeilDiv(v, to) * to; }
+
+int64_t WeightsOfStage(const PackedShape& s, const WideGemmPlan& plan) {
+  return AlignUp(int64_t{plan.rows} / kStripRows * plan.unit_tiles * s.record_bytes(), 1024);
+}
+int64_t StageBytes(const PackedShape& s, const WideGemmPlan& plan) {
+  return WeightsOfStage(s, plan) + int64_t{plan.unit_tiles} * plan.tokens * kTileCols * 2;
+}
+int64_t Tiles(const PackedShape& s, int m, const WideGemmPlan& plan) {
+  return CeilDiv(s.n, plan.rows) * CeilDiv(m, plan.tokens);
+}
+int64_t PartTiles(const PackedShape& s, const WideGemmPlan& plan) {
+  return CeilDiv(s.k_tiles(), plan.parts * plan.waves);
+}
+
+WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
+  const PackedShape& s = a.shape;
+  WideGemmParams p{};
+  p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y, p.ends = a.ends;
+  p.workspace = static_cast<uint32_t*>(a.workspace);
+  p.m = a.m, p.n = s.n;
+  p.token_tiles = static_cast<int>(CeilDiv(a.m, plan.tokens));
+  p.tiles = static_cast<int>(Tiles(s, a.m, plan));
+  p.strips = s.strips(), p.k_tiles = s.k_tiles();
+  p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
+  p.parts = plan.parts, p.waves = plan.waves;
+  p.part_tiles = static_cast<int>(PartTiles(s, plan));
+  p.tile_stride = plan.clusters / plan.waves;
+  p.exponent = a.dtype == Dtype::kFp16 ? GroupScale<4, __half>::kExponent
+                                       : GroupScale<4, __nv_bfloat16>::kExponent;
+  p.reload = s.groups_per_tile(), p.asymmetric = s.asymmetric;
+  while (s.group > kStepCols << p.group_shift) ++p.group_shift;
+  p.zeros_offset = s.groups_per_tile() * kTileRows * 2;
+  p.record_bytes = s.record_bytes(), p.tile_bytes = s.tile_bytes();
+  p.strip_bytes = s.strip_bytes();
+  p.row_scales = s.row_meta_offset();
+  p.row_zeros = p.row_scales + int64_t{s.strips()} * kStripRows * 2;
+  p.stage_bytes = static_cast<int>(StageBytes(s, plan));
+  p.x_offset = static_cast<int>(WeightsOfStage(s, plan));
+  return p;
+}
+
+// Kinds of tiles and the time a block takes for a k tile of 128 columns, W4 on an H200 under load.
+struct TileKind {
+  int tokens, rows;
+  double us;
+};
+constexpr TileKind kTileKinds[] = {{32, 128, 0.46},  {32, 256, 0.77},  {64, 128, 0.57},
+                                   {64, 256, 1.02},  {128, 128, 0.95}, {128, 256, 1.54},
+                                   {256, 128, 1.34}};
+
+// What a launch takes with this plan, as measured on an H200: what comes before and after the
+// products grows with the tile, and so does adding up.
+double EstimatedUs(const PackedShape& s, int m, const WideGemmPlan& plan, double us) {
+  const double sums = static_cast<double>(plan.rows) * plan.tokens;
+  const double rounds = static_cast<double>(CeilDiv(Tiles(s, m, plan) * plan.waves, plan.clusters));
+  double total = 2.0 + 6e-5 * sums + rounds * us * static_cast<double>(PartTiles(s, plan));
+  if (plan.parts > 1) total += 0.3 + 3e-5 * sums;
+  return total + (plan.waves - 1) * (0.8 + 6e-5 * sums);
+}
+
+// As few and large units as leave three stages, or else as many stages as there may be.
+void DivideShared(const PackedShape& s, int64_t shared_bytes, WideGemmPlan* plan) {
+  const auto fits = [&](int stages) {
+    plan->stages = stages;
+    return WideGemmSharedBytes(s, *plan) <= shared_bytes;
+  };
+  constexpr int kGoodStages = 3;
+  plan->unit_tiles = plan->tokens <= 64 ? 4 : 1;
+  while (plan->unit_tiles > 1 && !fits(kGoodStages)) plan->unit_tiles /= 2;
+  int stages = kLeastStages;
+  while (stages < kMaxStages && fits(stages + 1)) ++stages;
+  plan->stages = stages;
+}
+
+}  // namespace
+
+int64_t WideGemmSharedBytes(const PackedShape& shape, const WideGemmPlan& plan) {
+  return kWideRing + plan.stages * StageBytes(shape, plan);
+}
+
+WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes) {
+  constexpr int kMaxWaves = 4;
+  WideGemmPlan best;
+  double best_us = std::numeric_limits<double>::infinity();
+  for (const TileKind& kind : kTileKinds) {
+    for (const int parts : {1, 2}) {
+      for (int waves = 1; waves <= kMaxWaves; ++waves) {
+        WideGemmPlan plan{kind.tokens, kind.rows, parts, waves};
+        const int64_t tiles = Tiles(shape, m, plan), room = sms / parts / waves;
+        if (parts * waves > 1 && (tiles > room || parts * waves > shape.k_tiles())) continue;
+        plan.clusters = static_cast<int>(std::min(tiles, room) * waves);
+        const double us = EstimatedUs(shape, m, plan, kind.us);
+        if (us < best_us) best = plan, best_us = us;
+      }
+    }
+  }
+  DivideShared(shape, shared_bytes, &best);
+  return best;
+}
+
+cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, bool early_start,
+                           cudaStream_t stream) {
+  const WideGemmParams p = MakeParams(args, plan);
+  CUtensorMap x_map;
+  if (const cudaError_t made =
+          MakeXMap(args.x, args.m, args.shape.k, args.dtype, plan.tokens, &x_map);
+      made != cudaSuccess) {
+    return made;
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(plan.clusters * plan.parts);
+  config.dynamicSmemBytes = WideGemmSharedBytes(args.shape, plan);
+  config.stream = stream, config.attrs = attributes;
+  if (early_start) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (plan.parts > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = plan.parts;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  const WideGemmFormat format{plan.tokens, plan.rows, args.dtype};
+  switch (args.shape.bits) {
+    case 2:
+      return LaunchWideGemmBits<2>(p, x_map, format, config);
+    case 3:
+      return LaunchWideGemmBits<3>(p, x_map, format, config);
+    case 4:
+      return LaunchWideGemmBits<4>(p, x_map, format, config);
+    case 8:
+      return LaunchWideGemmBits<8>(p, x_map, format, config);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace babai::cuda

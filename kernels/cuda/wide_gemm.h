@@ -1,0 +1,63 @@
+// y = x * W^T for many tokens on Hopper: large tiles of rows x tokens by warpgroup products.
+//
+//   regime    m > 16 on Hopper; up to about 64 tokens reading W is the cost, then arithmetic, from
+//             about 512 on power
+//   roof      PackedShape::bytes() over memory bandwidth; 2 m n k over the tensor cores' rate
+//   method    a block has a tile of rows of W x tokens at a time, in sizes that PlanWideGemm()
+//             picks. Weights become fp16 or bf16 in registers, as operand A of wgmma; the next
+//             fragments are made while the last products run. Two threads feed a ring of (records
+//             of W, block of x). Where there are fewer tiles than SMs, k is split: between the two
+//             blocks of a cluster, which exchange halves of their sums through shared memory, and
+//             among clusters, which pass them on through the workspace in a fixed order. W is read
+//             before the preceding kernel's results are awaited.
+//   limits    sm_90a; what PackedShape allows
+//   numerics  sums are fp32; a weight is rounded to T once, as when dequantized beforehand.
+//             Deterministic for a given plan
+//   source    weights as register operand of wgmma: Machete, Neural Magic 2024
+//   measured  docs/perf/cuda_gemm.md, by bench/gemm
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/gemm_ends.h"
+#include "kernels/cuda/packed_layout.h"
+
+namespace babai::cuda {
+
+struct WideGemmPlan {
+  int tokens = 0, rows = 0;  // of a tile, one of kWideTiles
+  int parts = 0;             // of k in a cluster, a block each: 1 or 2
+  // Clusters that share a tile, each with a stretch of k. With parts * waves > 1 a block has one
+  // tile at most.
+  int waves = 0;
+  int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds
+  int stages = 0;
+  int clusters = 0;  // a multiple of waves
+};
+
+struct WideGemmArgs {
+  const void* x;        // [m, k] of dtype, row-major, 16-byte aligned
+  const void* weights;  // packed_layout.h, 128-byte aligned
+  void* y;              // [m, n] of dtype; overwritten
+  void* workspace;      // WideGemmWorkspaceBytes(), every byte 0xff: left so
+  PackedShape shape;
+  int m;
+  Dtype dtype;
+  GemmEnds ends;  // without a norm
+};
+
+// For launches of at most `blocks` blocks. Launches that may overlap need a workspace each.
+constexpr int64_t WideGemmWorkspaceBytes(int blocks) { return int64_t{blocks} * 128 * 256 * 4; }
+
+int64_t WideGemmSharedBytes(const PackedShape& shape, const WideGemmPlan& plan);
+
+// The plan we measured to be best, or expect to be from what we measured. `shared_bytes`: of a
+// block, all of which a launch asks for.
+WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes);
+
+cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, bool early_start,
+                           cudaStream_t stream);
+
+}  // namespace babai::cuda
