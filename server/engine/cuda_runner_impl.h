@@ -45,6 +45,9 @@ class CudaRunner final : public Runner {
   void CopyKvBlock(int32_t from, int32_t to) override;
 
  private:
+  // The cache of one block of the model, without its memory.
+  static cuda::KvCache CacheShape(const ModelConfig& config, const RunnerOptions& options);
+
   // Buffers of a step, for max_step_tokens tokens; logits for LogitRows().
   struct Work {
     cuda::Buffer x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks;
