@@ -178,8 +178,8 @@ struct WideSums {
     for (int e = 0; e < kEights; ++e, to += int64_t{8} * features) {
       if (e >= Eights()) break;
       const float* v = sums + e * 4;
-      const uint32_t pair = TransposeMatrix(
-          PackPair(Gated(p.ends.gate, v[0], v[2]), Gated(p.ends.gate, v[1], v[3])));
+      const uint32_t pair =
+          TransposeMatrix(PackPair(Gated(p.ends.gate, v[0], v[2]), Gated(p.ends.gate, v[1], v[3])));
       if (token + e * 8 < p.m) *reinterpret_cast<uint32_t*>(to) = pair;
     }
   }
