@@ -1,10 +1,9 @@
 // How close are the packed-weight kernels to what memory and tensor cores allow?
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
-//        [--plan unit_tiles,splits,clusters,stages,shared_bytes]   one plan for all four linears
+//        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
 //        [--tile tokens,unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
 //        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
-//        [--sweep]                               searches for better plans than the library's
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
 // weights that rotate through 512 MB, so that none comes from the 60 MB of L2; medians of graph
@@ -59,7 +58,7 @@ void* Allocate(int64_t bytes) {
 struct Options {
   std::vector<int> bits{4}, m{1, 2, 4, 8};
   int group = 128, reps = 25;
-  bool asymmetric = false, early = true, sweep = false;
+  bool asymmetric = false, early = true;
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
   TileGemmPlan tile;
@@ -97,11 +96,9 @@ Options Parse(int argc, char** argv) {
       o.dtype = Dtype::kBf16;
     else if (flag == "--late")
       o.early = false;
-    else if (flag == "--sweep")
-      o.sweep = true;
     else if (flag == "--plan") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 5) o.plan = {v[0], v[1], v[2], v[3], v[4]};
+      if (v.size() == 3) o.plan = {v[0], v[1], v[2]};
     } else if (flag == "--tile") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 5) o.tile = {v[0], v[1], v[2], v[3], v[4]};
@@ -204,11 +201,11 @@ class Bench {
       : o_(o), bits_(bits), device_(device), data_(ShapeOf(o, bits, kLinears[0])) {}
 
   // One launch; the plan is the library's unless one is given.
-  void Enqueue(const Linear& l, int m, const StreamGemmPlan& plan, cudaStream_t stream) {
+  void Enqueue(const Linear& l, int m, cudaStream_t stream) {
     const PackedShape shape = ShapeOf(o_, bits_, l);
     const void* weights = data_.NextWeights(shape.bytes());
-    if (plan.stages > 0) {
-      CHECK_CUDA(LaunchStreamGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype}, plan,
+    if (o_.plan.stages > 0) {
+      CHECK_CUDA(LaunchStreamGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype}, o_.plan,
                                   o_.early, stream));
       return;
     }
@@ -231,20 +228,20 @@ class Bench {
     if (!done.ok()) std::fprintf(stderr, "gemm: %s\n", done.ToString().c_str()), std::exit(1);
   }
 
-  double LinearUs(const Linear& l, int m, const StreamGemmPlan& plan, int reps) {
+  double LinearUs(const Linear& l, int m) {
     constexpr int kLaunches = 48;
-    return MedianUs(reps,
+    return MedianUs(o_.reps,
                     [&](cudaStream_t s) {
-                      for (int i = 0; i < kLaunches; ++i) Enqueue(l, m, plan, s);
+                      for (int i = 0; i < kLaunches; ++i) Enqueue(l, m, s);
                     }) /
            kLaunches;
   }
 
-  double BlockUs(int m, const std::vector<StreamGemmPlan>& plans) {
+  double BlockUs(int m) {
     return MedianUs(o_.reps,
                     [&](cudaStream_t s) {
                       for (int i = 0; i < kBlocks; ++i) {
-                        for (int j = 0; j < 4; ++j) Enqueue(kLinears[j], m, plans[j], s);
+                        for (const Linear& l : kLinears) Enqueue(l, m, s);
                       }
                     }) /
            kBlocks;
@@ -255,75 +252,18 @@ class Bench {
     std::string alone;
     for (const Linear& l : kLinears) {
       bytes += ShapeOf(o_, bits_, l).bytes(), flops += 2.0 * m * l.n * l.k;
-      const double us = LinearUs(l, m, o_.plan, o_.reps);
+      const double us = LinearUs(l, m);
       char text[64];
       std::snprintf(text, sizeof(text), " %6.2f", us);
       alone += text, sum_alone += us;
     }
-    const double us = BlockUs(m, std::vector<StreamGemmPlan>(4, o_.plan));
+    const double us = BlockUs(m);
     const double limit = std::max(bytes / kReadBytesPerUs, flops / kFlopsPerUs);
     std::printf("W%d m %4d  %7.2f us  limit %6.2f (%3.0f %%)   qkv/o/gate-up/down alone%s\n", bits_,
                 m, us, limit, 100 * limit / us, alone.c_str());
   }
 
-  // Descends over the plans, one linear at a time, by the time of the whole block: what follows a
-  // kernel and what it leaves running beside it counts as much as its own speed.
-  void Sweep(int m) {
-    std::vector<StreamGemmPlan> best;
-    for (const Linear& l : kLinears)
-      best.push_back(o_.plan.stages > 0 ? o_.plan : LibraryPlan(l, m));
-    double best_us = BlockUs(m, best);
-    std::printf("W%d m %d  %.2f us to begin with\n", bits_, m, best_us);
-    for (int round = 0; round < 2; ++round) {
-      for (int j = 0; j < 4; ++j) {
-        std::vector<StreamGemmPlan> plans = best;
-        for (const StreamGemmPlan& plan : Plans(ShapeOf(o_, bits_, kLinears[j]), m)) {
-          plans[j] = plan;
-          const double us = BlockUs(m, plans);
-          if (us < best_us) best = plans, best_us = us;
-        }
-        const StreamGemmPlan& p = best[j];
-        std::printf(
-            "  %7.2f us with %-8s unit_tiles %d splits %d clusters %d stages %d (%lld bytes "
-            "shared)\n",
-            best_us, kLinears[j].name, p.unit_tiles, p.splits, p.clusters, p.stages,
-            static_cast<long long>(StreamGemmSharedBytes(ShapeOf(o_, bits_, kLinears[j]), m, p)));
-      }
-    }
-  }
-
  private:
-  StreamGemmPlan LibraryPlan(const Linear& l, int m) const {
-    return PlanStreamGemm(ShapeOf(o_, bits_, l), m, device_.sms, device_.shared_bytes, true,
-                          Turn::kNarrow);
-  }
-
-  // With as many stages as fit half of an SM's shared memory, one less, and as fit all of it.
-  std::vector<StreamGemmPlan> Plans(const PackedShape& shape, int m) const {
-    std::vector<StreamGemmPlan> plans;
-    const auto half = static_cast<int>(SharedOfTurn(device_.shared_bytes, Turn::kNarrow));
-    for (const int unit_tiles : {1, 2, 4}) {
-      for (const int splits : {1, 2, 4}) {
-        StreamGemmPlan plan{unit_tiles, splits, device_.sms / splits, 0, half};
-        const auto fits = [&](int64_t room) {
-          ++plan.stages;
-          const bool ok = StreamGemmSharedBytes(shape, m, plan) <= room;
-          --plan.stages;
-          return ok;
-        };
-        while (plan.stages < 16 && fits(half)) ++plan.stages;
-        for (const int fewer : {1, 0}) {
-          StreamGemmPlan p = plan;
-          p.stages -= fewer;
-          if (p.stages > 0) plans.push_back(p);
-        }
-        while (plan.stages < 16 && fits(device_.shared_bytes)) ++plan.stages;
-        if (plan.stages > 0) plans.push_back(plan);
-      }
-    }
-    return plans;
-  }
-
   Options o_;
   int bits_;
   DeviceLimits device_;
@@ -397,9 +337,9 @@ int Main(int argc, char** argv) {
               o.dtype == Dtype::kFp16 ? "fp16" : "bf16", o.early ? "early start" : "late start");
   for (const int bits : o.bits) {
     Bench bench(o, bits, *device);
-    for (const int m : o.m) o.sweep ? bench.Sweep(m) : bench.Report(m);
+    for (const int m : o.m) bench.Report(m);
   }
-  if (!o.sweep) ReportCublas(o.m, o.reps);
+  ReportCublas(o.m, o.reps);
   return 0;
 }
 

@@ -14,10 +14,12 @@ namespace babai::cuda {
 namespace {
 
 // Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
-constexpr int kStreamBestTokens = 2;
+constexpr int kStreamBestTokens = 4;
 
-bool IsTiled(int m, const DeviceLimits& device) {
-  return device.major == 9 && m > kStreamBestTokens;
+bool IsTiled(const PackedShape& shape, int m, const DeviceLimits& device) {
+  if (device.major != 9) return false;
+  return m > kStreamBestTokens ||
+         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages == 0;
 }
 
 absl::Status Check(const PackedGemmArgs& a) {
@@ -69,14 +71,12 @@ int64_t OutputBytes(const PackedGemmArgs& args) {
 absl::Status Streamed(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
   const bool normed = args.ends.norm != nullptr;
   const int64_t x_bytes = int64_t{args.shape.k} * (normed ? 4 : 2), y_bytes = OutputBytes(args);
-  // A block that has all of k can do more than store its sums.
-  const bool splits = device.major >= 9 && !normed && args.ends.output == GemmOutput::kStore;
   for (int done = 0, m = 0; done < args.m; done += m) {
     m = std::min(kStreamMaxTokens, args.m - done);
     StreamGemmPlan plan;
     // The longer k is, the fewer tokens fit shared memory beside the weights on their way.
     for (;; m /= 2) {
-      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, splits, args.turn);
+      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, args.turn);
       if (plan.stages > 0) break;
       if (m == 1)
         return absl::InvalidArgumentError(
@@ -117,7 +117,7 @@ int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
 }
 
 bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device) {
-  return !IsTiled(m, device) && StreamGemmTakesNorm(shape.k, m);
+  return !IsTiled(shape, m, device) && StreamGemmTakesNorm(shape.k, m);
 }
 
 absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
@@ -126,7 +126,7 @@ absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
   if (args.ends.norm != nullptr && !PackedGemmTakesNorm(args.shape, args.m, device)) {
     return absl::InvalidArgumentError("PackedGemm: no norm of so many tokens");
   }
-  if (IsTiled(args.m, device)) return Tiled(args, device, stream);
+  if (IsTiled(args.shape, args.m, device)) return Tiled(args, device, stream);
   return Streamed(args, device, stream);
 }
 

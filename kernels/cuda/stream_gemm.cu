@@ -15,7 +15,8 @@ extern template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, con
 
 namespace {
 
-constexpr int kLeastStages = 2, kMaxStages = 4;  // fewer starve memory, more gain nothing
+// Fewer starve memory; with more, what everything waits for queues behind them (measured).
+constexpr int kLeastStages = 2, kMaxStages = 3;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int AlignUp(int64_t v, int to) { return static_cast<int>((v + to - 1) / to * to); }
@@ -25,32 +26,23 @@ StreamGemmParams MakeParams(const PackedShape& s, int m, const StreamGemmPlan& p
                             int64_t* shared_bytes) {
   StreamGemmParams p{};
   p.m = m, p.n = s.n, p.k = s.k;
-  p.k_tiles = s.k_tiles(), p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
-  while (1 << p.split_shift < plan.splits) ++p.split_shift;
-  const int units = static_cast<int>(CeilDiv(p.k_tiles, plan.unit_tiles));
-  p.strips = Shares{s.strips() / plan.clusters, s.strips() % plan.clusters};
-  p.k_units = Shares{units / plan.splits, units % plan.splits};
-  for (const int i : {0, 1})
-    p.over_k_units[i] =
-        static_cast<uint32_t>(CeilDiv(int64_t{1} << 32, std::max(1, p.k_units.each + i)));
-  p.record_bytes = s.record_bytes(), p.strip_bytes = s.strip_bytes();
+  p.k_tiles = s.k_tiles(), p.stages = plan.stages;
+  p.strips = Shares{s.strips() / plan.blocks, s.strips() % plan.blocks};
+  p.over_k_tiles = static_cast<uint32_t>(CeilDiv(int64_t{1} << 32, p.k_tiles));
+  p.record_bytes = s.record_bytes();
   p.exponent = Fragment<4, __nv_bfloat16>::kExponent;
   p.row_meta_offset = s.row_meta_offset();
   p.row_zeros_offset = p.row_meta_offset + int64_t{s.strips()} * kStripRows * 2;
-  // The largest share of k and of the strips that a block may get.
-  const int64_t k_tiles = CeilDiv(units, plan.splits) * plan.unit_tiles;
-  const int64_t strips = CeilDiv(s.strips(), plan.clusters), rows = strips * kStripRows;
-  int64_t at = 8 + kStreamWarps * plan.stages * 8;  // barriers
+  const int64_t strips = CeilDiv(s.strips(), plan.blocks);   // the most a block may get
+  int64_t at = 8 + int64_t{kStreamWarps} * plan.stages * 8;  // barriers
   const auto take = [&](int64_t bytes) {
     const int64_t offset = AlignUp(at, 128);
     at = offset + bytes;
     return static_cast<int>(offset);
   };
-  p.ring = take(int64_t{kStreamWarps} * plan.stages * plan.unit_tiles * p.record_bytes);
-  p.x_rows = take(m * (k_tiles * kTileCols * 2 + kXPadBytes));
+  p.ring = take(int64_t{kStreamWarps} * plan.stages * kUnitRecords[s.bits] * p.record_bytes);
+  p.x_rows = take(m * (int64_t{p.k_tiles} * kTileCols * 2 + kXPadBytes));
   p.slots = take((kStreamWarps + strips) * kSlotColumn * m * 4);
-  p.inbox =
-      take(plan.splits == 1 ? 0 : plan.splits * (CeilDiv(rows, plan.splits) * int64_t{m}) * 4);
   *shared_bytes = at;
   return p;
 }
@@ -64,22 +56,15 @@ int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmP
 }
 
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                              bool has_clusters, Turn turn) {
+                              Turn turn) {
   // Every SM gets a block, even one without strips: it holds its place (see StreamGemmPlan). One
-  // token leaves room for two blocks an SM; with more, x takes that room and deeper rings are
-  // better. A chain that mixes the two is worse than either, so that m alone decides while x fits.
-  // Splits cost more than they save unless x does not fit otherwise (docs/perf/cuda_gemm.md).
-  const int64_t half = SharedOfTurn(shared_bytes, turn);
-  const int unit_tiles = std::max(1, 8 / shape.bits);  // about 4 KB
-  for (const int64_t room : {half, shared_bytes}) {
-    if (room == half && m > 1) continue;
-    for (const int splits : {1, 2, 4, 8}) {
-      if (splits > 1 && (!has_clusters || splits * unit_tiles > shape.k_tiles())) break;
-      StreamGemmPlan plan{unit_tiles, splits, std::max(1, sms / splits), 1, static_cast<int>(room)};
-      const auto fits = [&] { return StreamGemmSharedBytes(shape, m, plan) <= room; };
-      while (plan.stages <= kMaxStages && fits()) ++plan.stages;
-      if (--plan.stages >= kLeastStages) return plan;
-    }
+  // token leaves room for two blocks an SM; with more, x takes that room.
+  const int64_t room = m > 1 ? shared_bytes : SharedOfTurn(shared_bytes, turn);
+  for (const int64_t bytes : {room, shared_bytes}) {
+    StreamGemmPlan plan{sms, kMaxStages, static_cast<int>(bytes)};
+    while (plan.stages >= kLeastStages && StreamGemmSharedBytes(shape, m, plan) > bytes)
+      --plan.stages;
+    if (plan.stages >= kLeastStages) return plan;
   }
   return {};
 }
@@ -91,22 +76,16 @@ cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& p
   p.x = args.x, p.y = args.y, p.ends = args.ends;
   p.weights = static_cast<const uint8_t*>(args.weights);
 
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attribute;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(plan.clusters * plan.splits);
+  config.gridDim = dim3(plan.blocks);
   config.blockDim = dim3(kStreamThreads);
   config.dynamicSmemBytes = std::max<int64_t>(shared_bytes, plan.shared_bytes);
   config.stream = stream;
-  config.attrs = attributes;
   if (early_start) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (plan.splits > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = plan.splits;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
   }
   switch (args.shape.bits) {
     case 2:

@@ -32,30 +32,27 @@ struct StreamGemmParams {
   const uint8_t* weights;
   void* y;
   int m, n, k;
-  int k_tiles;     // of the matrix
-  int unit_tiles;  // k tiles a copy brings: a unit, what a warp waits for and works through
-  int split_shift, stages;
-  Shares strips;             // of a cluster
-  Shares k_units;            // of a block of the cluster; units along k
-  uint32_t over_k_units[2];  // 2^32 over (k_units.each, k_units.each + 1), rounded up
+  int k_tiles, stages;
+  Shares strips;          // of a block
+  uint32_t over_k_tiles;  // 2^32 / k_tiles, rounded up
   int record_bytes;
-  int64_t strip_bytes, row_meta_offset, row_zeros_offset;
+  int64_t row_meta_offset, row_zeros_offset;
   uint32_t exponent;  // of bf16 fragments: dequant.cuh says why it is not a constant
   GemmEnds ends;
-  int ring, x_rows, slots, inbox;  // offsets in shared memory
+  int ring, x_rows, slots;  // offsets in shared memory
 };
 
-// This block's columns of x: zeros behind the last one now, the rest when the preceding kernel is
-// done. Every warp writes the zeros, so that none has to wait for another's.
+// x in shared memory: zeros behind its last column now, the rest when the preceding kernel is done.
+// Every warp writes the zeros, so that none has to wait for another's.
 struct XBlock {
   uint8_t* rows;
   int stride, bytes, valid_bytes;  // of a row here; of its columns; of those that x has
 
-  __device__ __forceinline__ XBlock(const StreamGemmParams& p, uint8_t* smem, int col0, int cols)
+  __device__ __forceinline__ XBlock(const StreamGemmParams& p, uint8_t* smem)
       : rows(smem + p.x_rows),
-        stride(cols * 2 + kXPadBytes),
-        bytes(cols * 2),
-        valid_bytes(min(cols, p.k - col0) * 2) {}
+        stride(p.k_tiles * kTileCols * 2 + kXPadBytes),
+        bytes(p.k_tiles * kTileCols * 2),
+        valid_bytes(p.k * 2) {}
 
   __device__ __forceinline__ void ClearTail(int m, int lane) const {
     if (valid_bytes == bytes) return;
@@ -67,8 +64,9 @@ struct XBlock {
       }
     }
   }
-  __device__ __forceinline__ void Copy(const StreamGemmParams& p, int col0, uint32_t bar) const {
-    const uint8_t* x = static_cast<const uint8_t*>(p.x) + col0 * 2;
+  // For the first warp.
+  __device__ __forceinline__ void Copy(const StreamGemmParams& p, uint32_t bar) const {
+    const uint8_t* x = static_cast<const uint8_t*>(p.x);
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0) {
       BarrierArriveExpect(bar, p.m * valid_bytes);
@@ -82,7 +80,7 @@ struct XBlock {
     }
 #else
     for (int token = 0; token < p.m; ++token) {
-      for (int b = threadIdx.x * 16; b < valid_bytes; b += kStreamThreads * 16) {
+      for (int b = threadIdx.x * 16; b < valid_bytes; b += kLanes * 16) {
         CopyAsync16(SharedAddress(rows + token * stride) + b, x + int64_t{token} * p.k * 2 + b);
       }
     }
@@ -141,19 +139,6 @@ struct NormedX {
   }
 };
 
-// Where a warp stands in its run of units; one instance for copying, one `stages` behind for
-// working.
-struct Cursor {
-  int unit, strip, tile, stage;  // tile: the unit's first k tile, within the block's share of k
-  uint32_t parity;
-
-  __device__ __forceinline__ void Next(int unit_tiles, int k_tiles, int stages) {
-    ++unit, tile += unit_tiles;
-    if (tile >= k_tiles) tile = 0, ++strip;
-    if (++stage == stages) stage = 0, parity ^= 1;
-  }
-};
-
 // Puts a warp's sums of one strip into its slot, [token][row], in units of y, and clears them.
 template <int kBits, typename T, int kGroup, bool kAsymmetric>
 __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
@@ -189,27 +174,20 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   extern __shared__ __align__(128) uint8_t smem[];
   // Broadcast, so that the compiler knows a warp's own numbers to be the same in all its lanes.
   const int warp = __shfl_sync(~0u, threadIdx.x / kLanes, 0), lane = threadIdx.x % kLanes;
-  const int cluster = blockIdx.x >> p.split_shift, rank = blockIdx.x - (cluster << p.split_shift);
-  const int first_unit = p.k_units.Begin(rank), k_units = p.k_units.Begin(rank + 1) - first_unit;
-  const int k_tile0 = first_unit * p.unit_tiles;
-  const int k_tiles = min(k_units * p.unit_tiles, p.k_tiles - k_tile0);
-  const int strip0 = p.strips.Begin(cluster), strips = p.strips.Begin(cluster + 1) - strip0;
-  const int units = strips * k_units;
-  const int begin = warp * units / kStreamWarps, end = (warp + 1) * units / kStreamWarps;
-  const uint32_t over_k_units = p.over_k_units[k_units - p.k_units.each];
-  const int begin_strip = k_units > 1 ? __umulhi(begin, over_k_units) : begin;
+  const int strip0 = p.strips.Begin(blockIdx.x), strips = p.strips.Begin(blockIdx.x + 1) - strip0;
+  const int records = strips * p.k_tiles;
+  const int begin = warp * records / kStreamWarps, end = (warp + 1) * records / kStreamWarps;
 
-  const int stage_bytes = p.unit_tiles * p.record_bytes;
+  // The ring. A block's records are one range of bytes, and a warp's a part of it.
+  constexpr int kUnit = kUnitRecords[kBits];
+  const int stage_bytes = kUnit * p.record_bytes, ring = p.ring + warp * p.stages * stage_bytes;
   const uint32_t x_bar = SharedAddress(smem), bars = x_bar + 8 + warp * p.stages * 8;
-  const int ring = p.ring + warp * p.stages * stage_bytes;
-  Cursor copy{begin, begin_strip, (begin - begin_strip * k_units) * p.unit_tiles, 0, 0};
-  Cursor work = copy;
+  const uint8_t* source = p.weights + (int64_t{strip0} * p.k_tiles + begin) * p.record_bytes;
+  int to_copy = (end - begin) * p.record_bytes, copy_stage = 0;
   const auto copy_next = [&] {
-    const int bytes = min(p.unit_tiles, k_tiles - copy.tile) * p.record_bytes;
-    const uint8_t* source = p.weights + (strip0 + copy.strip) * p.strip_bytes +
-                            int64_t{k_tile0 + copy.tile} * p.record_bytes;
-    const uint32_t to = SharedAddress(smem) + ring + copy.stage * stage_bytes;
-    const uint32_t bar = bars + copy.stage * 8;
+    const int bytes = min(stage_bytes, to_copy);
+    const uint32_t to = SharedAddress(smem) + ring + copy_stage * stage_bytes;
+    const uint32_t bar = bars + copy_stage * 8;
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) {
       BarrierArriveExpect(bar, bytes);
@@ -219,31 +197,37 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     for (int b = lane * 16; b < bytes; b += kLanes * 16) CopyAsync16(to + b, source + b);
     CopyAsyncArrive(bar);
 #endif
-    copy.Next(p.unit_tiles, k_tiles, p.stages);
+    source += bytes, to_copy -= bytes;
+    if (++copy_stage == p.stages) copy_stage = 0;
   };
-
-  // Fill the ring: weights are constant, so this need not wait for the preceding kernel.
-  if (threadIdx.x == 0) BarrierInit(x_bar, kBulk ? 1 : kStreamThreads);
+  if (threadIdx.x == 0) BarrierInit(x_bar, kBulk ? 1 : kLanes);
   for (int i = lane; i < p.stages; i += kLanes) BarrierInit(bars + i * 8, kBulk ? 1 : kLanes);
   BarrierInitFence();
-  __syncwarp();
-#pragma unroll 1
-  for (int i = 0; i < p.stages && copy.unit < end; ++i) copy_next();
+  __syncthreads();
   // At once: the next kernel's first copies keep memory busy while this one waits for x and while
-  // it sums up. That makes x itself arrive 1 us later, and is still better (measured).
+  // it sums up.
   LetNextKernelStart();
-  const XBlock x(p, smem, k_tile0 * kTileCols, k_tiles * kTileCols);
+  // Fill the ring: weights are constant, so this need not wait for the preceding kernel. A copy at
+  // a time: all at once would queue in front of the preceding kernel's last stores and of x, for
+  // which everything waits. The first warp has to be there when x is, and does not wait for its
+  // own.
+#pragma unroll 1
+  for (int i = 0; i < p.stages && to_copy > 0; ++i) {
+    if (i > 0 && warp != 0) BarrierWait(bars + (i - 1) * 8, 0);
+    copy_next();
+  }
+  const XBlock x(p, smem);
   x.ClearTail(p.m, lane);
   float* const slots = reinterpret_cast<float*>(smem + p.slots);
   // At the end warp w serves token w % m, a row a lane. What is added to is read meanwhile.
   const int part = warp / p.m, parts = kStreamWarps / p.m, token = warp - part * p.m;
-  const int rows = strips * kStripRows, row0 = strip0 * kStripRows;
+  const int row0 = strip0 * kStripRows, rows = min(strips * kStripRows, p.n - row0);
   const int first = part < parts ? part * kLanes + lane : rows, step = parts * kLanes;
   const bool adds = p.ends.output == GemmOutput::kAdd;
   float* const sum_to = static_cast<float*>(p.y) + int64_t{token} * p.n + row0;
   float before = 0;
   const auto read_before = [&] {
-    if (adds && first < min(rows, p.n - row0)) before = sum_to[first];
+    if (adds && first < rows) before = sum_to[first];
   };
   if (p.ends.norm != nullptr) {
     const NormedX normed(p);
@@ -251,99 +235,75 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     read_before();
     normed.Put<T>(p, x, slots);
   } else {
-    __syncthreads();  // x_bar is ready
-    WaitForPrecedingKernel();
-    x.Copy(p, k_tile0 * kTileCols, x_bar);
+    if (warp == 0) {
+      WaitForPrecedingKernel();
+      x.Copy(p, x_bar);
+    }
+    BarrierWait(x_bar, 0);
     read_before();
   }
-#if __CUDA_ARCH__ >= 900
-  if (p.split_shift > 0) ClusterArrive();  // says that this block runs: see ClusterWait() below
-#endif
 
-  // Work through the units. Sums stay in registers while the strip stays the same.
+  // Work through the records. Sums stay in registers while the strip stays the same.
   const int slot_floats = kSlotColumn * p.m;
   const uint32_t x_lane = SharedAddress(x.rows) + min(lane % 8, p.m - 1) * x.stride + lane / 8 * 16;
   float run[kStripTiles][1][4] = {}, total[kStripTiles][1][4] = {}, x_sums[1][4] = {};
-  if (p.ends.norm == nullptr) BarrierWait(x_bar, 0);
+  int strip = p.k_tiles == 1 ? begin : __umulhi(begin, p.over_k_tiles);
+  int tile = begin - strip * p.k_tiles, stage = 0;
+  uint32_t parity = 0;
 #pragma unroll 1
-  while (work.unit < end) {
-    BarrierWait(bars + work.stage * 8, work.parity);
-    const int tiles = min(p.unit_tiles, k_tiles - work.tile);
-    const uint8_t* unit = smem + ring + work.stage * stage_bytes;
+  for (int at = begin; at < end;) {
+    BarrierWait(bars + stage * 8, parity);
+    const uint8_t* record = smem + ring + stage * stage_bytes;
+    const int behind = min(at + kUnit, end);
 #pragma unroll 1
-    for (int i = 0; i < tiles; ++i) {
-      const uint32_t x_tile = x_lane + (work.tile + i) * kTileCols * 2;
+    for (; at < behind; ++at, record += p.record_bytes) {
+      const uint32_t x_tile = x_lane + tile * kTileCols * 2;
       const auto load_x = [&](int half, int, uint32_t(&b)[2][4]) {
         LoadMatrix4(b[0], x_tile + half * kHalfCols * 2);
         LoadMatrix4(b[1], x_tile + half * kHalfCols * 2 + 64);
       };
-      const uint8_t* record = unit + i * p.record_bytes;
-      const auto tile_at = [&](int tile) { return record + tile * (p.record_bytes / kStripTiles); };
+      const auto tile_at = [&](int i) { return record + i * (p.record_bytes / kStripTiles); };
       AddTiles<kBits, T, kGroup>(tile_at, load_x, kAsymmetric, p.exponent, lane, run, x_sums,
                                  total);
+      const bool strip_ends = ++tile == p.k_tiles;
+      if (strip_ends || at + 1 == end) {
+        // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1,
+        // and warp + strip numbers them.
+        StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, x_sums, total,
+                                                 slots + (warp + strip) * slot_floats, lane);
+        tile = 0, ++strip;
+      }
     }
     __syncwarp();  // every lane has its words in registers: the stage may be overwritten
-    if (copy.unit < end) copy_next();
-    const int strip = work.strip;
-    work.Next(p.unit_tiles, k_tiles, p.stages);
-    if (work.strip != strip || work.unit == end) {
-      // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1, and
-      // warp + strip numbers them.
-      StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, x_sums, total,
-                                               slots + (warp + strip) * slot_floats, lane);
-    }
+    if (to_copy > 0) copy_next();
+    if (++stage == p.stages) stage = 0, parity ^= 1;
   }
   __syncthreads();
 
-  // Sum over the warps, in their order; then over the blocks of the cluster, in theirs.
-  T* y = static_cast<T*>(p.y) + int64_t{token} * p.n + row0;
+  // Sum over the warps, in their order.
   const auto block_sum = [&](int row) {
     const int strip = row / kStripRows;
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kStreamWarps; ++w) {
-      const bool met = max(w * units / kStreamWarps, strip * k_units) <
-                       min((w + 1) * units / kStreamWarps, (strip + 1) * k_units);
+      const bool met = max(w * records / kStreamWarps, strip * p.k_tiles) <
+                       min((w + 1) * records / kStreamWarps, (strip + 1) * p.k_tiles);
       if (met) sum += slots[(w + strip) * slot_floats + token * kSlotColumn + row % kStripRows];
     }
     return sum;
   };
-#if __CUDA_ARCH__ >= 900
-  if (p.split_shift > 0) {
-    // Block r of the cluster finishes rows [r each, (r + 1) each): the others send it theirs.
-    const int splits = 1 << p.split_shift, each = (rows + splits - 1) >> p.split_shift;
-    const float* inbox = reinterpret_cast<const float*>(smem + p.inbox);
-    ClusterWait();  // all blocks run: their shared memory may be written
-#pragma unroll 1
-    for (int row = first; row < rows; row += step) {
-      const int owner = row / each, at = (rank * p.m + token) * each + row - owner * each;
-      ClusterStore(ClusterAddress(SharedAddress(inbox + at), owner), block_sum(row));
-    }
-    ClusterArrive();
-    ClusterWait();
-    const int mine = min(each, min(rows, p.n - row0) - rank * each);
-#pragma unroll 1
-    for (int row = first; row < mine; row += step) {
-      float sum = 0;
-#pragma unroll 1
-      for (int r = 0; r < splits; ++r) sum += inbox[(r * p.m + token) * each + row];
-      y[rank * each + row] = FromFloat<T>(sum);
-    }
-    return;
-  }
-#endif
-  const int valid = min(rows, p.n - row0);
   if (p.ends.output == GemmOutput::kGate) {
-    y = static_cast<T*>(p.y) + int64_t{token} * (p.n / 2) + row0 / 2;
+    T* y = static_cast<T*>(p.y) + int64_t{token} * (p.n / 2) + row0 / 2;
 #pragma unroll 1
-    for (int i = first; i < valid / 2; i += step) {
+    for (int i = first; i < rows / 2; i += step) {
       const int gate = i / 8 * kTileRows + i % 8;
       y[i] = FromFloat<T>(Gated(p.ends.gate, block_sum(gate), block_sum(gate + 8)));
     }
     return;
   }
+  T* y = static_cast<T*>(p.y) + int64_t{token} * p.n + row0;
 #pragma unroll 1
-  for (int row = first; row < valid; row += step) {
+  for (int row = first; row < rows; row += step) {
     if (adds) {
       sum_to[row] = block_sum(row) + (row == first ? before : sum_to[row]);
     } else {

@@ -1,19 +1,18 @@
 // y = x * W^T for few tokens: each warp streams its own stretch of W through its own ring.
 //
-//   regime    m in 1..8, where reading W is all the cost
+//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 4
 //   roof      PackedShape::bytes() over memory bandwidth
-//   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A cluster of
-//             1, 2, 4 or 8 blocks owns some strips and splits k; a block's eight warps split its
-//             units (a stretch of k of a strip) into contiguous runs. Each warp has its own ring of
-//             bulk copies and barriers, and refills what it has just consumed: no block-wide
-//             barrier until the end, when partial sums meet in shared memory, then across the
-//             cluster. The rings are filled before the preceding kernel's results are waited for.
-//   limits    sm_80 or newer (clusters and early start: sm_90); what PackedShape allows
+//   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A block owns
+//             some strips; its eight warps split their records into contiguous runs. Each warp has
+//             its own ring of bulk copies and barriers, and refills what it has just consumed: no
+//             block-wide barrier until the end, when partial sums meet in shared memory. The rings
+//             are filled before the preceding kernel's results are waited for.
+//   limits    sm_80 or newer (early start: sm_90); what PackedShape allows; x in shared memory
 //   numerics  integer weights are exact, sums fp32, one fp32 multiply by the scale a group and one
 //             rounding of y. Deterministic for a given plan: every sum has a fixed order
 //   source    fragment order and one-instruction dequantization: MARLIN, Frantar et al. 2024,
 //             arXiv:2408.11743. Differs: subnormal operands instead of a magic number, scales on
-//             the accumulator, a ring a warp, no split across clusters
+//             the accumulator, a ring a warp, no split of k across blocks
 //   measured  docs/perf/cuda_gemm.md, by bench/gemm
 #pragma once
 
@@ -29,16 +28,17 @@ namespace babai::cuda {
 constexpr int kStreamMaxTokens = 8;
 constexpr int kStreamWarps = 8;  // more gain nothing (docs/perf/cuda_gemm.md)
 
+// Records that a copy brings, about 4 KB, by the bits of a weight.
+constexpr int kUnitRecords[] = {0, 0, 4, 2, 2, 0, 0, 0, 1};
+
 struct StreamGemmPlan {
-  int unit_tiles = 0;  // k tiles (128 columns of a strip) that a copy brings
-  int splits = 0;      // blocks of a cluster, each with a share of k: 1, 2, 4, 8; <= units along k
-  int clusters = 0;    // the strips are shared out among these
-  int stages = 0;      // units a warp's ring holds
+  int blocks = 0;  // the strips are shared out among these
+  int stages = 0;  // copies a warp's ring holds
   // Asked for even if less is needed: a turn's part of an SM's (below), so that each SM has room
   // for one block of this kernel and one of the next, which fills its rings meanwhile; or all of
   // it. Otherwise, or with an SM without a block of this kernel, two blocks of the next may share
-  // an SM while others have none: it then takes twice as long (measured). Hence also clusters *
-  // splits == number of SMs.
+  // an SM while others have none: it then takes twice as long (measured). Hence also as many
+  // blocks as SMs.
   int shared_bytes = 0;
 };
 
@@ -49,7 +49,7 @@ struct StreamGemmArgs {
   PackedShape shape;
   int m;
   Dtype dtype;
-  GemmEnds ends;  // other than kStore without a norm: plans without splits only
+  GemmEnds ends;
 };
 
 // Two products' blocks share an SM, but never two of a kWide one: it can start beside any kernel
@@ -74,10 +74,10 @@ constexpr bool StreamGemmTakesNorm(int k, int m) {
 // Shared memory that one block needs under this plan.
 int64_t StreamGemmSharedBytes(const PackedShape& shape, int m, const StreamGemmPlan& plan);
 
-// The plan we measured to be best; `sms` and `shared_bytes` describe the device; without clusters
-// there are no splits. stages == 0: no plan fits, m is too large for k.
+// The plan we measured to be best; `sms` and `shared_bytes` describe the device. stages == 0: no
+// plan fits, m is too large for k.
 StreamGemmPlan PlanStreamGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                              bool has_clusters, Turn turn);
+                              Turn turn);
 
 cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& plan,
                              bool early_start, cudaStream_t stream);

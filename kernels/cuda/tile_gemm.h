@@ -1,6 +1,6 @@
 // y = x * W^T for some tokens on Hopper: tiles of rows x tokens, by products of a warp.
 //
-//   regime    m in 3..16 on Hopper, where reading W is the cost
+//   regime    m in 5..16 on Hopper, where reading W is the cost
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    tiles of 128 rows of W x 8 or 16 tokens, by mma.m16n8k16 on unscaled integers
 //             (record_mma.cuh). Four warps feed a ring of (records of W, block of x). Tiles times
@@ -27,8 +27,8 @@ constexpr int kTileGemmRows = 128;   // of a tile
 constexpr int kTileGemmTokens = 16;  // at most
 
 struct TileGemmPlan {
-  int tokens = 0;            // of a tile: 8 or 16
-  int unit_tiles = 0;        // k tiles (128 columns) that a stage of the ring holds
+  int tokens = 0;      // of a tile: 8 or 16
+  int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds
   int stages = 0;
   int blocks = 0;        // among which the work is shared; at most as many as run at once
   int shared_bytes = 0;  // asked for even if less is needed: see StreamGemmPlan
