@@ -34,7 +34,8 @@ struct WideSums {
 
   // Eights of tokens of which this block has the sums, from sums[0] on: all, or after MeetPart()
   // half.
-  static constexpr int kAtOnce = kEights < 16 ? kEights / 2 : 8;  // worked on side by side
+  // Worked on side by side; Eights() is a multiple.
+  static constexpr int kAtOnce = kEights <= 16 ? kEights / 2 : kEights / 4;
   __device__ __forceinline__ int Eights() const { return kEights / p.parts; }
   __device__ __forceinline__ int FirstEight() const { return place.part * Eights(); }
 
