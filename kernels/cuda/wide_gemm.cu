@@ -95,15 +95,10 @@ double EstimatedUs(const PackedShape& s, int m, const WideGemmPlan& plan, double
 
 // Units as large as leave enough stages, and as many stages as fit.
 void DivideShared(const PackedShape& s, int64_t shared_bytes, WideGemmPlan* plan) {
-  const auto fits = [&](int stages) {
-    plan->stages = stages;
-    return WideGemmSharedBytes(s, *plan) <= shared_bytes;
-  };
+  const auto fitting = [&] { return (shared_bytes - kWideRing) / StageBytes(s, *plan); };
   plan->unit_tiles = plan->tokens <= 64 ? 4 : 1;
-  while (plan->unit_tiles > 1 && !fits(kGoodStages)) plan->unit_tiles /= 2;
-  int stages = kLeastStages;
-  while (stages < kMaxStages && fits(stages + 1)) ++stages;
-  plan->stages = stages;
+  while (plan->unit_tiles > 1 && fitting() < kGoodStages) plan->unit_tiles /= 2;
+  plan->stages = static_cast<int>(std::clamp<int64_t>(fitting(), kLeastStages, kMaxStages));
 }
 
 }  // namespace
@@ -117,13 +112,15 @@ WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shar
   WideGemmPlan best;
   double best_us = std::numeric_limits<double>::infinity();
   for (const TileKind& kind : kTileKinds) {
+    WideGemmPlan plan{kind.tokens, kind.rows};
+    DivideShared(shape, shared_bytes, &plan);
+    const int64_t tiles = Tiles(shape, m, plan);
     for (const int parts : {1, 2}) {
       for (int waves = 1; waves <= kMaxWaves; ++waves) {
-        WideGemmPlan plan{kind.tokens, kind.rows, parts, waves};
-        const int64_t tiles = Tiles(shape, m, plan), room = sms / parts / waves;
+        const int64_t room = sms / parts / waves;
         if (parts * waves > 1 && (tiles > room || parts * waves > shape.k_tiles())) continue;
+        plan.parts = parts, plan.waves = waves;
         plan.clusters = static_cast<int>(std::min(tiles, room) * waves);
-        DivideShared(shape, shared_bytes, &plan);
         const double us = EstimatedUs(shape, m, plan, kind.us);
         if (us < best_us) best = plan, best_us = us;
       }
