@@ -60,6 +60,7 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kSize]) {
 #define BABAI_D16(i) BABAI_D8(i), BABAI_D8(i + 8)
 #define BABAI_D32(i) BABAI_D16(i), BABAI_D16(i + 16)
 #define BABAI_D64(i) BABAI_D32(i), BABAI_D32(i + 32)
+#define BABAI_D96(i) BABAI_D64(i), BABAI_D32(i + 64)
 #define BABAI_D128(i) BABAI_D64(i), BABAI_D64(i + 64)
 // The accumulators come first, then four registers of A, then B: `d`, `a` and `b` name them.
 #define BABAI_WGMMA(shape, type, d_names, a_names, b_name, d_list)                      \
@@ -68,23 +69,29 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kSize]) {
                : d_list                                                                 \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-#define BABAI_D_NAMES_32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define BABAI_D_NAMES_64 \
+#define BABAI_D_NAMES_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BABAI_D_NAMES_64                                                   \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define BABAI_D_NAMES_128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define BABAI_D_NAMES_128                                                            \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define BABAI_D_NAMES_256 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define BABAI_D_NAMES_192                                                            \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define BABAI_D_NAMES_256                                                                        \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
@@ -94,29 +101,28 @@ __device__ __forceinline__ void WarpgroupMma(float (&d)[kTokens / 2], const uint
                                              uint64_t b) {
   constexpr bool kHalf = __is_same(T, __half);
   if constexpr (kTokens == 32 && kHalf) {
-    BABAI_WGMMA("m64n32k16", "f16", BABAI_D_NAMES_32, "%16, %17, %18, %19",
-                "%20", BABAI_D16(0));
+    BABAI_WGMMA("m64n32k16", "f16", BABAI_D_NAMES_32, "%16, %17, %18, %19", "%20", BABAI_D16(0));
   } else if constexpr (kTokens == 32) {
-    BABAI_WGMMA("m64n32k16", "bf16", BABAI_D_NAMES_32, "%16, %17, %18, %19",
-                "%20", BABAI_D16(0));
+    BABAI_WGMMA("m64n32k16", "bf16", BABAI_D_NAMES_32, "%16, %17, %18, %19", "%20", BABAI_D16(0));
   } else if constexpr (kTokens == 64 && kHalf) {
-    BABAI_WGMMA("m64n64k16", "f16", BABAI_D_NAMES_64, "%32, %33, %34, %35",
-                "%36", BABAI_D32(0));
+    BABAI_WGMMA("m64n64k16", "f16", BABAI_D_NAMES_64, "%32, %33, %34, %35", "%36", BABAI_D32(0));
   } else if constexpr (kTokens == 64) {
-    BABAI_WGMMA("m64n64k16", "bf16", BABAI_D_NAMES_64, "%32, %33, %34, %35",
-                "%36", BABAI_D32(0));
+    BABAI_WGMMA("m64n64k16", "bf16", BABAI_D_NAMES_64, "%32, %33, %34, %35", "%36", BABAI_D32(0));
   } else if constexpr (kTokens == 128 && kHalf) {
-    BABAI_WGMMA("m64n128k16", "f16", BABAI_D_NAMES_128, "%64, %65, %66, %67",
-                "%68", BABAI_D64(0));
+    BABAI_WGMMA("m64n128k16", "f16", BABAI_D_NAMES_128, "%64, %65, %66, %67", "%68", BABAI_D64(0));
   } else if constexpr (kTokens == 128) {
-    BABAI_WGMMA("m64n128k16", "bf16", BABAI_D_NAMES_128, "%64, %65, %66, %67",
-                "%68", BABAI_D64(0));
+    BABAI_WGMMA("m64n128k16", "bf16", BABAI_D_NAMES_128, "%64, %65, %66, %67", "%68", BABAI_D64(0));
+  } else if constexpr (kTokens == 192 && kHalf) {
+    BABAI_WGMMA("m64n192k16", "f16", BABAI_D_NAMES_192, "%96, %97, %98, %99", "%100", BABAI_D96(0));
+  } else if constexpr (kTokens == 192) {
+    BABAI_WGMMA("m64n192k16", "bf16", BABAI_D_NAMES_192, "%96, %97, %98, %99", "%100",
+                BABAI_D96(0));
   } else if constexpr (kTokens == 256 && kHalf) {
-    BABAI_WGMMA("m64n256k16", "f16", BABAI_D_NAMES_256, "%128, %129, %130, %131",
-                "%132", BABAI_D128(0));
+    BABAI_WGMMA("m64n256k16", "f16", BABAI_D_NAMES_256, "%128, %129, %130, %131", "%132",
+                BABAI_D128(0));
   } else if constexpr (kTokens == 256) {
-    BABAI_WGMMA("m64n256k16", "bf16", BABAI_D_NAMES_256, "%128, %129, %130, %131",
-                "%132", BABAI_D128(0));
+    BABAI_WGMMA("m64n256k16", "bf16", BABAI_D_NAMES_256, "%128, %129, %130, %131", "%132",
+                BABAI_D128(0));
   } else {
     static_assert(kTokens == 32, "no such product");
   }
@@ -125,9 +131,11 @@ __device__ __forceinline__ void WarpgroupMma(float (&d)[kTokens / 2], const uint
 #undef BABAI_D_NAMES_32
 #undef BABAI_D_NAMES_64
 #undef BABAI_D_NAMES_128
+#undef BABAI_D_NAMES_192
 #undef BABAI_D_NAMES_256
 #undef BABAI_WGMMA
 #undef BABAI_D128
+#undef BABAI_D96
 #undef BABAI_D64
 #undef BABAI_D32
 #undef BABAI_D16

@@ -31,8 +31,16 @@ int64_t StageBytes(const PackedShape& s, const WideGemmPlan& plan) {
 int64_t Tiles(const PackedShape& s, int m, const WideGemmPlan& plan) {
   return CeilDiv(s.n, plan.rows) * CeilDiv(m, plan.tokens);
 }
+// k tiles of a part: the last wave, which adds up what the others have left, has more to do
+// meanwhile.
 int64_t PartTiles(const PackedShape& s, const WideGemmPlan& plan) {
-  return CeilDiv(s.k_tiles(), plan.parts * plan.waves);
+  constexpr int64_t kLead = 3;  // 0 to 6 differ by 2 %
+  if (plan.waves == 1) return 0;
+  return std::max<int64_t>((s.k_tiles() / plan.parts - kLead) / plan.waves, 1);
+}
+int64_t LastPartTiles(const PackedShape& s, const WideGemmPlan& plan) {
+  const int64_t others = (plan.waves - 1) * plan.parts * PartTiles(s, plan);
+  return CeilDiv(std::max<int64_t>(s.k_tiles() - others, 0), plan.parts);
 }
 
 WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
@@ -47,6 +55,7 @@ WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
   p.parts = plan.parts, p.waves = plan.waves;
   p.part_tiles = static_cast<int>(PartTiles(s, plan));
+  p.last_part_tiles = static_cast<int>(LastPartTiles(s, plan));
   p.tile_stride = plan.clusters / plan.waves;
   p.exponent = a.dtype == Dtype::kFp16 ? GroupScale<4, __half>::kExponent
                                        : GroupScale<4, __nv_bfloat16>::kExponent;
@@ -67,32 +76,29 @@ struct TileKind {
   int tokens, rows;
   double us;
 };
-constexpr TileKind kTileKinds[] = {{32, 128, 0.46},  {32, 256, 0.77},  {64, 128, 0.57},
-                                   {64, 256, 1.02},  {128, 128, 0.95}, {128, 256, 1.54},
-                                   {256, 128, 1.34}};
+constexpr TileKind kTileKinds[] = {{32, 128, 0.46},  {32, 256, 0.72},  {64, 128, 0.57},
+                                   {64, 256, 1.05},  {128, 128, 0.92}, {128, 256, 1.42},
+                                   {192, 128, 1.03}, {256, 128, 1.34}};
+
+constexpr int kGoodStages = 3;
 
 // What a launch takes with this plan, as measured on an H200: what comes before and after the
-// products grows with the tile, and so does adding up.
+// products grows with the tile, and so does adding up. With two stages the products wait (W8).
 double EstimatedUs(const PackedShape& s, int m, const WideGemmPlan& plan, double us) {
   const double sums = static_cast<double>(plan.rows) * plan.tokens;
   const double rounds = static_cast<double>(CeilDiv(Tiles(s, m, plan) * plan.waves, plan.clusters));
-  double total = 2.0 + 6e-5 * sums + rounds * us * static_cast<double>(PartTiles(s, plan));
+  if (plan.stages < kGoodStages) us *= 1.25;
+  double total = 2.0 + 6e-5 * sums + rounds * us * static_cast<double>(LastPartTiles(s, plan));
   if (plan.parts > 1) total += 0.3 + 3e-5 * sums;
-  return total + (plan.waves - 1) * (0.8 + 6e-5 * sums);
+  return total + (plan.waves - 1) * (0.3 + 3e-5 * sums);
 }
 
-// As few and large units as leave three stages, or else as many stages as there may be.
+// Units as large as leave enough stages, and as many stages as fit.
 void DivideShared(const PackedShape& s, int64_t shared_bytes, WideGemmPlan* plan) {
-  const auto fits = [&](int stages) {
-    plan->stages = stages;
-    return WideGemmSharedBytes(s, *plan) <= shared_bytes;
-  };
-  constexpr int kGoodStages = 3;
+  const auto fitting = [&] { return (shared_bytes - kWideRing) / StageBytes(s, *plan); };
   plan->unit_tiles = plan->tokens <= 64 ? 4 : 1;
-  while (plan->unit_tiles > 1 && !fits(kGoodStages)) plan->unit_tiles /= 2;
-  int stages = kLeastStages;
-  while (stages < kMaxStages && fits(stages + 1)) ++stages;
-  plan->stages = stages;
+  while (plan->unit_tiles > 1 && fitting() < kGoodStages) plan->unit_tiles /= 2;
+  plan->stages = static_cast<int>(std::clamp<int64_t>(fitting(), kLeastStages, kMaxStages));
 }
 
 }  // namespace
@@ -106,18 +112,20 @@ WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shar
   WideGemmPlan best;
   double best_us = std::numeric_limits<double>::infinity();
   for (const TileKind& kind : kTileKinds) {
+    WideGemmPlan plan{kind.tokens, kind.rows};
+    DivideShared(shape, shared_bytes, &plan);
+    const int64_t tiles = Tiles(shape, m, plan);
     for (const int parts : {1, 2}) {
       for (int waves = 1; waves <= kMaxWaves; ++waves) {
-        WideGemmPlan plan{kind.tokens, kind.rows, parts, waves};
-        const int64_t tiles = Tiles(shape, m, plan), room = sms / parts / waves;
+        const int64_t room = sms / parts / waves;
         if (parts * waves > 1 && (tiles > room || parts * waves > shape.k_tiles())) continue;
+        plan.parts = parts, plan.waves = waves;
         plan.clusters = static_cast<int>(std::min(tiles, room) * waves);
         const double us = EstimatedUs(shape, m, plan, kind.us);
         if (us < best_us) best = plan, best_us = us;
       }
     }
   }
-  DivideShared(shape, shared_bytes, &best);
   return best;
 }
 

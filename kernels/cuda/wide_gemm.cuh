@@ -72,6 +72,8 @@ cudaError_t LaunchWideGemmShape(const WideGemmParams& p, const CUtensorMap& x_ma
       return LaunchWideGemmKernel<kBits, T, WideShape<128, 128>, kPlain>(p, x_map, config);
     case 128'256:
       return LaunchWideGemmKernel<kBits, T, WideShape<128, 256>, kPlain>(p, x_map, config);
+    case 192'128:
+      return LaunchWideGemmKernel<kBits, T, WideShape<192, 128>, kPlain>(p, x_map, config);
     case 256'128:
       return LaunchWideGemmKernel<kBits, T, WideShape<256, 128>, kPlain>(p, x_map, config);
     default:

@@ -27,8 +27,9 @@
 namespace babai::cuda {
 
 struct WideGemmPlan {
-  int tokens = 0, rows = 0;  // of a tile, one of kWideTiles
-  int parts = 0;             // of k in a cluster, a block each: 1 or 2
+  // Of a tile: 32, 64 or 128 by 128 or 256; 192 or 256 by 128.
+  int tokens = 0, rows = 0;
+  int parts = 0;  // of k in a cluster, a block each: 1 or 2
   // Clusters that share a tile, each with a stretch of k. With parts * waves > 1 a block has one
   // tile at most.
   int waves = 0;
@@ -53,8 +54,8 @@ constexpr int64_t WideGemmWorkspaceBytes(int blocks) { return int64_t{blocks} * 
 
 int64_t WideGemmSharedBytes(const PackedShape& shape, const WideGemmPlan& plan);
 
-// The plan we measured to be best, or expect to be from what we measured. `shared_bytes`: of a
-// block, all of which a launch asks for.
+// The plan that takes least by a model with measured constants. `shared_bytes`: most a block may
+// have.
 WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes);
 
 cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, bool early_start,

@@ -33,10 +33,10 @@ struct WideGemmParams {
   int m, n;
   int token_tiles, tiles, strips, k_tiles, unit_tiles, stages;
   int parts, waves;
-  int part_tiles;   // k tiles of a part of a wave
-  int tile_stride;  // from a cluster's tile to its next
-  int reload;       // how often a k tile loads a scale: 1, 2, 4; 0: one group a row
-  int group_shift;  // log2 of the steps of 16 columns that share one
+  int part_tiles, last_part_tiles;  // k tiles of a part of a wave, of the last wave
+  int tile_stride;                  // from a cluster's tile to its next
+  int reload;                       // how often a k tile loads a scale: 1, 2, 4; 0: one group a row
+  int group_shift;                  // log2 of the steps of 16 columns that share one
   bool asymmetric;
   uint32_t exponent;  // GroupScale::kExponent: dequant.cuh says why it is not a constant
   int record_bytes, tile_bytes, zeros_offset;  // zeros_offset: of a tile's zeros behind its scales
@@ -60,8 +60,9 @@ struct WidePlace {
     const int cluster = blockIdx.x / p.parts;
     part = blockIdx.x - cluster * p.parts;
     first_tile = cluster / p.waves, wave = cluster - first_tile * p.waves;
-    k_begin = min((wave * p.parts + part) * p.part_tiles, p.k_tiles);
-    k_tiles = min(p.part_tiles, p.k_tiles - k_begin);
+    const int of_part = wave + 1 < p.waves ? p.part_tiles : p.last_part_tiles;
+    k_begin = min(wave * p.parts * p.part_tiles + part * of_part, p.k_tiles);
+    k_tiles = min(of_part, p.k_tiles - k_begin);
     units = (k_tiles + p.unit_tiles - 1) / p.unit_tiles;
   }
   __device__ __forceinline__ int Tiles(const WideGemmParams& p, int unit) const {

@@ -34,7 +34,8 @@ struct WideSums {
 
   // Eights of tokens of which this block has the sums, from sums[0] on: all, or after MeetPart()
   // half.
-  static constexpr int kAtOnce = kEights < 16 ? kEights / 2 : 8;  // worked on side by side
+  // Worked on side by side; Eights() is a multiple.
+  static constexpr int kAtOnce = kEights <= 16 ? kEights / 2 : kEights / 4;
   __device__ __forceinline__ int Eights() const { return kEights / p.parts; }
   __device__ __forceinline__ int FirstEight() const { return place.part * Eights(); }
 
@@ -178,8 +179,8 @@ struct WideSums {
     for (int e = 0; e < kEights; ++e, to += int64_t{8} * features) {
       if (e >= Eights()) break;
       const float* v = sums + e * 4;
-      const uint32_t pair = TransposeMatrix(
-          PackPair(Gated(p.ends.gate, v[0], v[2]), Gated(p.ends.gate, v[1], v[3])));
+      const uint32_t pair =
+          TransposeMatrix(PackPair(Gated(p.ends.gate, v[0], v[2]), Gated(p.ends.gate, v[1], v[3])));
       if (token + e * 8 < p.m) *reinterpret_cast<uint32_t*>(to) = pair;
     }
   }

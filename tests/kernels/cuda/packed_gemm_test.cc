@@ -247,6 +247,7 @@ TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
                                        {64, 256},
                                        {128, 128},
                                        {128, 256},
+                                       {192, 128},
                                        {256, 128}}) {
       const int tiles = (1200 + rows - 1) / rows * ((m + tokens - 1) / tokens);
       for (const int parts : {1, 2}) {
