@@ -74,6 +74,15 @@ absl::StatusOr<Buffer> Buffer::OnDevice(int64_t bytes) { return Make(bytes, /*pi
 
 absl::StatusOr<Buffer> Buffer::Pinned(int64_t bytes) { return Make(bytes, /*pinned=*/true); }
 
+absl::StatusOr<Buffer> Buffer::CopyOf(const void* values, int64_t bytes) {
+  absl::StatusOr<Buffer> buffer = OnDevice(bytes);
+  if (!buffer.ok() || bytes == 0) return buffer;
+  cudaError_t error = cudaMemcpy(buffer->data(), values, bytes, cudaMemcpyHostToDevice);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(cudaStreamLegacy);
+  if (absl::Status copied = FromCuda(error, "copying to the device"); !copied.ok()) return copied;
+  return buffer;
+}
+
 // An owner's last act: on a broken context nothing can be freed, and nobody is left to tell.
 Buffer::~Buffer() {
   if (data_ == nullptr) return;

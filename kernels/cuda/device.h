@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 
 namespace babai::cuda {
 
@@ -43,6 +44,12 @@ class Buffer {
 
   static absl::StatusOr<Buffer> OnDevice(int64_t bytes);
   static absl::StatusOr<Buffer> Pinned(int64_t bytes);
+  // On the device, with a copy of `values` for kernels of any stream: a copy from memory that is
+  // not pinned may still be under way when cudaMemcpy() returns, here it is not.
+  template <typename T>
+  static absl::StatusOr<Buffer> Of(absl::Span<const T> values) {
+    return CopyOf(values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+  }
 
   template <typename T = void>
   T* data() const {
@@ -52,6 +59,7 @@ class Buffer {
 
  private:
   static absl::StatusOr<Buffer> Make(int64_t bytes, bool pinned);
+  static absl::StatusOr<Buffer> CopyOf(const void* values, int64_t bytes);
 
   void* data_ = nullptr;
   int64_t bytes_ = 0;

@@ -43,7 +43,6 @@ struct StreamGemmParams {
 };
 
 // x in shared memory: zeros behind its last column now, the rest when the preceding kernel is done.
-// Every warp writes the zeros, so that none has to wait for another's.
 struct XBlock {
   uint8_t* rows;
   int stride, bytes, valid_bytes;  // of a row here; of its columns; of those that x has
@@ -54,12 +53,12 @@ struct XBlock {
         bytes(p.k_tiles * kTileCols * 2),
         valid_bytes(p.k * 2) {}
 
-  __device__ __forceinline__ void ClearTail(int m, int lane) const {
+  __device__ __forceinline__ void ClearTail(int m) const {
     if (valid_bytes == bytes) return;
 #pragma unroll 1
     for (int token = 0; token < m; ++token) {
 #pragma unroll 1
-      for (int b = valid_bytes + lane * 16; b < bytes; b += kLanes * 16) {
+      for (int b = valid_bytes + threadIdx.x * 16; b < bytes; b += kStreamThreads * 16) {
         *reinterpret_cast<uint4*>(rows + token * stride + b) = make_uint4(0, 0, 0, 0);
       }
     }
@@ -200,6 +199,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     source += bytes, to_copy -= bytes;
     if (++copy_stage == p.stages) copy_stage = 0;
   };
+  const XBlock x(p, smem);
+  x.ClearTail(p.m);
   if (threadIdx.x == 0) BarrierInit(x_bar, kBulk ? 1 : kLanes);
   for (int i = lane; i < p.stages; i += kLanes) BarrierInit(bars + i * 8, kBulk ? 1 : kLanes);
   BarrierInitFence();
@@ -216,8 +217,6 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     if (i > 0 && warp != 0) BarrierWait(bars + (i - 1) * 8, 0);
     copy_next();
   }
-  const XBlock x(p, smem);
-  x.ClearTail(p.m, lane);
   float* const slots = reinterpret_cast<float*>(smem + p.slots);
   // At the end warp w serves token w % m, a row a lane. What is added to is read meanwhile.
   const int part = warp / p.m, parts = kStreamWarps / p.m, token = warp - part * p.m;

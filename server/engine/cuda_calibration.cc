@@ -69,13 +69,9 @@ absl::Status Launched(cudaError_t error, absl::string_view what) {
 
 template <typename T>
 absl::Status Upload(const std::vector<T>& values, cuda::Buffer* buffer) {
-  const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(T));
-  auto made = cuda::Buffer::OnDevice(bytes);
-  if (!made.ok()) return made.status();
-  *buffer = *std::move(made);
-  if (bytes == 0) return absl::OkStatus();
-  return Launched(cudaMemcpy(buffer->data(), values.data(), bytes, cudaMemcpyHostToDevice),
-                  "copying parameters");
+  absl::StatusOr<cuda::Buffer> made = cuda::Buffer::Of<T>(values);
+  if (made.ok()) *buffer = *std::move(made);
+  return made.status();
 }
 
 }  // namespace
@@ -206,18 +202,14 @@ absl::Status CudaCalibration::MakeAngles() {
 
 absl::Status CudaCalibration::Embed(absl::Span<const float> embedding, const ModelParams& params,
                                     absl::Span<const std::vector<int32_t>> sequences) {
-  cuda::Buffer values, positions;
-  auto made = cuda::Buffer::OnDevice(static_cast<int64_t>(embedding.size() * sizeof(float)));
-  if (!made.ok()) return made.status();
-  values = *std::move(made);
-  absl::Status status =
-      Launched(cudaMemcpy(values.data(), embedding.data(), values.bytes(), cudaMemcpyHostToDevice),
-               "copying the embedding");
-  if (status.ok()) status = Upload(params.positions, &positions);
+  cuda::Buffer positions;
+  absl::StatusOr<cuda::Buffer> values = cuda::Buffer::Of(embedding);
+  if (!values.ok()) return values.status();
+  absl::Status status = Upload(params.positions, &positions);
   if (!status.ok()) return status;
   cuda::EmbeddingTable table;
   table.kind = cuda::EmbeddingTable::Kind::kFp32;
-  table.values = values.data();
+  table.values = values->data();
   const float* rows = params.positions.empty()
                           ? nullptr
                           : positions.data<float>() + config_.position_offset * config_.hidden;

@@ -67,15 +67,6 @@ absl::Status Fill(const cuda::Buffer& buffer, int byte, const cuda::Stream& stre
                         "clearing memory");
 }
 
-template <typename T>
-absl::Status Upload(const std::vector<T>& values, cuda::Buffer* buffer) {
-  const int64_t bytes = values.size() * sizeof(T);
-  if (absl::Status s = Allocate(bytes, buffer); !s.ok()) return s;
-  if (bytes == 0) return absl::OkStatus();
-  return cuda::FromCuda(cudaMemcpy(buffer->data(), values.data(), bytes, cudaMemcpyHostToDevice),
-                        "copying parameters");
-}
-
 }  // namespace
 
 cuda::KvCache CudaRunner::CacheShape(const ModelConfig& config, const RunnerOptions& options) {
@@ -201,8 +192,12 @@ absl::Status CudaRunner::LoadRopes() {
     scales.insert(scales.end(), rope.inv_freq.size(), rope.attention_scale);
   }
   ropes_.sum = static_cast<int>(inv_freq.size());
-  if (absl::Status s = Upload(inv_freq, &ropes_.inv_freq); !s.ok()) return s;
-  return Upload(scales, &ropes_.scales);
+  auto frequencies = cuda::Buffer::Of<double>(inv_freq);
+  auto attention_scales = cuda::Buffer::Of<float>(scales);
+  if (!frequencies.ok()) return frequencies.status();
+  if (!attention_scales.ok()) return attention_scales.status();
+  ropes_.inv_freq = *std::move(frequencies), ropes_.scales = *std::move(attention_scales);
+  return absl::OkStatus();
 }
 
 int CudaRunner::LogitRows() const {

@@ -66,11 +66,8 @@ std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
 
 template <typename T>
 cuda::Buffer OnDevice(const std::vector<T>& values) {
-  auto buffer = cuda::Buffer::OnDevice(static_cast<int64_t>(values.size() * sizeof(T)));
+  auto buffer = cuda::Buffer::Of<T>(values);
   EXPECT_TRUE(buffer.ok()) << buffer.status();
-  EXPECT_EQ(
-      cudaMemcpy(buffer->data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-      cudaSuccess);
   return *std::move(buffer);
 }
 

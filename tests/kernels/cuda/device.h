@@ -24,7 +24,7 @@ class GpuTest : public testing::Test {
   }
 };
 
-// A device copy of host data.
+// A device copy of host data, for kernels of any stream: see Buffer::Of().
 template <typename T>
 class DeviceVector {
  public:
@@ -32,6 +32,7 @@ class DeviceVector {
     EXPECT_EQ(cudaMalloc(&data_, size_ * sizeof(T)), cudaSuccess);
     EXPECT_EQ(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice),
               cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(cudaStreamLegacy), cudaSuccess);
   }
   ~DeviceVector() { cudaFree(data_); }
   DeviceVector(const DeviceVector&) = delete;
