@@ -1,6 +1,6 @@
 // y = x * W^T for few tokens: each warp streams its own stretch of W through its own ring.
 //
-//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 4
+//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 2
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A block owns
 //             some strips; its eight warps split their records into contiguous runs. Each warp has

@@ -1,6 +1,6 @@
 // y = x * W^T for some tokens on Hopper: tiles of rows x tokens, by products of a warp.
 //
-//   regime    m in 5..16 on Hopper, where reading W is the cost
+//   regime    m in 3..16 on Hopper, where reading W is the cost
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    tiles of 128 rows of W x 8 or 16 tokens, by mma.m16n8k16 on unscaled integers
 //             (record_mma.cuh). Four warps feed a ring of (records of W, block of x). Tiles times
