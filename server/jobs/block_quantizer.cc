@@ -144,16 +144,17 @@ absl::StatusOr<BlockQuantizer::GroupMetric> BlockQuantizer::MeasureInputs(int64_
   metric.in = InputRotation(in_.recipe, index, group, k);
   if (!in_.recipe.needs_moments()) return metric;
   std::vector<double> hessian;
+  double damping = in_.recipe.damping;
   {
     Moments moments(k, in_.pool);
     const auto status =
         in_.stream->Inputs(group, in_.training,
                            [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
     if (!status.ok()) return status;
-    hessian = moments.Hessian();
+    hessian = moments.Hessian(), damping = DampingFor(damping, moments.tokens(), k);
   }
   RotateMetric(metric.in, hessian.data(), k);
-  auto factor = FactorHessian(std::move(hessian), in_.recipe.order, in_.recipe.damping);
+  auto factor = FactorHessian(std::move(hessian), in_.recipe.order, damping);
   if (!factor.ok()) return factor.status();
   metric.factor = *std::move(factor);
   if (in_.recipe.target == Target::kNone) return metric;

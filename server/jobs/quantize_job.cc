@@ -6,8 +6,10 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/engine/block.h"
+#include "server/engine/linear_group.h"
 #include "server/jobs/block_quantizer.h"
 #include "server/jobs/calibration.h"
 #include "server/jobs/device_quantizer.h"
@@ -140,6 +142,7 @@ class Run {
   absl::Status Evaluate();
   absl::StatusOr<Manifest> Commit();
   void TakeSequences(CalibrationSet set);
+  void WarnOfFewTokens(int64_t tokens);
   absl::Status StartStreams();
   void MakeStreams();
   absl::Status TakeDeviceStreams();
@@ -246,12 +249,23 @@ absl::Status Run::Calibrate() {
   return absl::OkStatus();
 }
 
+void Run::WarnOfFewTokens(int64_t tokens) {
+  int64_t widest = 0;
+  for (const LinearGroup group : kLinearGroups)
+    widest = std::max(widest, InputsOf(config(), group));
+  if (tokens >= 2 * widest) return;
+  progress_.Warn(absl::StrCat("calibrated on ", tokens, " tokens, for linears of up to ", widest,
+                              " inputs: errors in most directions go unseen; give at least ",
+                              2 * widest, " tokens (calibration.samples times length)"));
+}
+
 // Training sequences, for moments, and then the held-out ones.
 void Run::TakeSequences(CalibrationSet set) {
   if (!spec_.recipe.needs_moments()) set.training.clear();
   training_ = set.training.size();
   held_out_ = set.held_out.size();
   progress_.CalibrationTokens((training_ + held_out_) * set.length);
+  if (training_ > 0) WarnOfFewTokens(training_ * set.length);
   sequences_ = std::move(set.training);
   sequences_.insert(sequences_.end(), set.held_out.begin(), set.held_out.end());
 }

@@ -230,17 +230,18 @@ absl::Status Survey::MeasureGroup(int64_t block, Group group, const Weights& wei
                                   std::shared_ptr<StackedWeights> stack) {
   const int64_t k = InputsOf(config_, group);
   std::vector<double> hessian;
+  double damping = in_.recipe.damping;
   {
     Moments moments(k, in_.pool);
     const auto status =
         stream_.Inputs(group, stream_.sequences(),
                        [&](const float* x, int64_t tokens) { return moments.Add(x, tokens); });
     if (!status.ok()) return status;
-    hessian = moments.Hessian();
+    hessian = moments.Hessian(), damping = DampingFor(damping, moments.tokens(), k);
   }
   const Rotation in = InputRotation(in_.recipe, block, group, k);
   RotateMetric(in, hessian.data(), k);
-  const auto factor = FactorHessian(std::move(hessian), in_.recipe.order, in_.recipe.damping);
+  const auto factor = FactorHessian(std::move(hessian), in_.recipe.order, damping);
   if (!factor.ok()) return factor.status();
   for (const std::string& linear : LinearsOf(config_, group)) {
     auto curve = MeasureLinear(weights.at(linear), k, *factor, in);

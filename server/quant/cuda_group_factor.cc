@@ -39,7 +39,7 @@ absl::Status CudaGroupSolver::ReadDiagonal() {
 absl::Status CudaGroupSolver::Factorize() {
   const DampingPlan& plan = solved_.plan;
   std::vector<double> diag = plan.diag;
-  solved_.damping = recipe_.damping * plan.mean;
+  solved_.damping = DampingFor(recipe_.damping, tokens_, shape_.k) * plan.mean;
   for (double& d : diag) d += solved_.damping;
   for (;; ++solved_.doublings) {
     const auto done = TryFactor(diag);

@@ -89,6 +89,11 @@ absl::StatusOr<DampingPlan> PlanDamping(absl::Span<const double> diag) {
   return plan;
 }
 
+double DampingFor(double damping, int64_t tokens, int64_t inputs) {
+  constexpr double kLeast = 0.01;
+  return damping == 0 || tokens >= 2 * inputs ? damping : std::max(damping, kLeast);
+}
+
 absl::Status NoCholeskyFactor(double relative) {
   return NotPositiveDefinite(absl::StrCat(
       "the second moment of the layer's inputs has no Cholesky factor even with ", relative,

@@ -35,6 +35,12 @@ struct DampingPlan {
 // FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: it is all zero, or not finite.
 absl::StatusOr<DampingPlan> PlanDamping(absl::Span<const double> diag);
 
+// A recipe's damping for a second moment of so many tokens. With fewer than two tokens an input the
+// moment is (nearly) singular by construction: directions that it calls free are only unseen, and
+// what follows the factor there, as column steps do, would be arbitrary. There damping is at least
+// 0.01, unless it is 0.
+double DampingFor(double damping, int64_t tokens, int64_t inputs);
+
 // A factorization that fails is tried again with twice the damping, so often.
 inline constexpr int kMostDampingDoublings = 6;
 // FailedPrecondition HESSIAN_NOT_POSITIVE_DEFINITE: not even with `relative` of the mean diagonal.

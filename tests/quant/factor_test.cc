@@ -244,5 +244,12 @@ TEST(FactorTest, MassiveActivationsKillNobody) {
   EXPECT_EQ(f->order.back(), 5);
 }
 
+TEST(DampingFor, IsAtLeastAHundredthWhereTokensAreFew) {
+  EXPECT_EQ(DampingFor(1e-4, 2000, 1000), 1e-4);
+  EXPECT_EQ(DampingFor(1e-4, 1999, 1000), 0.01);
+  EXPECT_EQ(DampingFor(0.05, 1, 1000), 0.05);
+  EXPECT_EQ(DampingFor(0, 1, 1000), 0) << "none was asked for";
+}
+
 }  // namespace
 }  // namespace babai
