@@ -98,10 +98,19 @@ std::string ModelSummary(const v1::Model& model) {
   return text;
 }
 
+std::string WarningsText(const Json& job) {
+  std::string text;
+  for (const Json& warning : job.value("warnings", Json::array()))
+    absl::StrAppend(&text, "\n  warning: ", warning.get<std::string>());
+  return text;
+}
+
 void PrintEnd(const Session& session, const Operation& operation) {
-  if (session.json) return PrintJson(ToJson(operation));
+  const Json json = ToJson(operation);
+  if (session.json) return PrintJson(json);
   const auto model = ResultOf<v1::Model>(operation);
-  if (model.ok()) PrintText(absl::StrCat(IdOf(operation), " done. ", ModelSummary(*model)));
+  if (!model.ok()) return;
+  PrintText(absl::StrCat(IdOf(operation), " done. ", ModelSummary(*model), WarningsText(json)));
 }
 
 // Evaluations have no stream of their own.
@@ -163,9 +172,7 @@ std::string JobText(const Operation& operation) {
   if (json.contains("elapsed_seconds")) {
     absl::StrAppend(&text, "\n  elapsed: ", ClockText(json["elapsed_seconds"].get<double>()));
   }
-  for (const Json& warning : json.value("warnings", Json::array())) {
-    absl::StrAppend(&text, "\n  warning: ", warning.get<std::string>());
-  }
+  absl::StrAppend(&text, WarningsText(json));
   if (operation.has_error()) {
     absl::StrAppend(&text, "\n  error: ", ToText(FromProto(operation.error())));
   }

@@ -86,17 +86,6 @@ __device__ __forceinline__ void BulkCopy(uint32_t dst, const void* src, uint32_t
 
 // --- clusters
 
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-__device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void ClusterWait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 // The address of our shared `addr` in block `rank` of the cluster.
 __device__ __forceinline__ uint32_t ClusterAddress(uint32_t addr, uint32_t rank) {
   uint32_t r;
