@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/gemm_ends.cuh"
+#include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/wide_params.cuh"
 
 namespace babai::cuda {
@@ -80,44 +81,17 @@ struct WideSums {
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       if (e >= Eights()) break;
-      asm volatile(
-          "st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + e * kNextEight),
-          "f"(sums[e * 4]), "f"(sums[e * 4 + 1]), "f"(sums[e * 4 + 2]), "f"(sums[e * 4 + 3])
-          : "memory");
+      StorePartialSums(to + e * kNextEight,
+                       {sums[e * 4], sums[e * 4 + 1], sums[e * 4 + 2], sums[e * 4 + 3]});
     }
   }
-  // A word that is all ones has not been written yet: arithmetic makes no such NaN. Once read, it
-  // is put back for the next launch. A block never waits for a later one, which might not run yet.
+  // A block never waits for a later one, which might not run yet.
   __device__ __forceinline__ void AddPartial(int waves) {
-    constexpr uint32_t kUnwritten = 0xffffffff;
     uint32_t* from = Partial(waves);
 #pragma unroll
-    for (int e0 = 0; e0 < kEights; e0 += kAtOnce, from += kAtOnce * kNextEight) {
-      if (e0 >= Eights()) break;
-      uint32_t v[kAtOnce][4];
-      bool missing;
-      do {
-        missing = false;
-#pragma unroll
-        for (int e = 0; e < kAtOnce; ++e) {
-          asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                       : "=r"(v[e][0]), "=r"(v[e][1]), "=r"(v[e][2]), "=r"(v[e][3])
-                       : "l"(from + e * kNextEight)
-                       : "memory");
-        }
-#pragma unroll
-        for (int e = 0; e < kAtOnce; ++e) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) missing |= v[e][j] == kUnwritten;
-        }
-      } while (missing);
-#pragma unroll
-      for (int e = 0; e < kAtOnce; ++e) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[(e0 + e) * 4 + j] += __uint_as_float(v[e][j]);
-        *reinterpret_cast<uint4*>(from + e * kNextEight) =
-            make_uint4(kUnwritten, kUnwritten, kUnwritten, kUnwritten);
-      }
+    for (int e = 0; e < kEights; e += kAtOnce, from += kAtOnce * kNextEight) {
+      if (e >= Eights()) break;
+      AddPartialSums<kAtOnce>(from, kNextEight, sums + e * 4);
     }
   }
 

@@ -1,0 +1,47 @@
+// Sums that blocks sharing a tile pass on through the workspace: a word that is all ones has not
+// been written yet, since arithmetic makes no such NaN. No flag, fence or counter.
+#pragma once
+
+#include "kernels/cuda/ptx.cuh"
+
+namespace babai::cuda {
+
+// Four sums of a lane.
+__device__ __forceinline__ void StorePartialSums(uint32_t* to, const float (&sums)[4]) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums[0]),
+               "f"(sums[1]), "f"(sums[2]), "f"(sums[3])
+               : "memory");
+}
+
+// Waits for kCount fours, `next` words apart, and adds them to `sums`. What was read is put back to
+// all ones for the next launch.
+template <int kCount>
+__device__ __forceinline__ void AddPartialSums(uint32_t* from, int next, float* sums) {
+  constexpr uint32_t kUnwritten = 0xffffffff;
+  uint32_t v[kCount][4];
+  bool missing;
+  do {
+    missing = false;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(v[e][0]), "=r"(v[e][1]), "=r"(v[e][2]), "=r"(v[e][3])
+                   : "l"(from + e * next)
+                   : "memory");
+    }
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) missing |= v[e][j] == kUnwritten;
+    }
+  } while (missing);
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[e * 4 + j] += __uint_as_float(v[e][j]);
+    *reinterpret_cast<uint4*>(from + e * next) =
+        make_uint4(kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+  }
+}
+
+}  // namespace babai::cuda
