@@ -13,9 +13,8 @@
 namespace babai::cuda {
 namespace {
 
-// Where tile_gemm.h becomes the faster in a model's step: with four tokens 1.85 ms against 1.90,
-// though these products alone are slower there (docs/perf/cuda_gemm.md).
-constexpr int kStreamBestTokens = 2;
+// Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
+constexpr int kStreamBestTokens = 4;
 
 bool IsTiled(const PackedShape& shape, int m, const DeviceLimits& device) {
   if (device.major != 9) return false;

@@ -46,20 +46,20 @@ struct PackedShape {
   int group = 0;  // 32, 64, 128; 0: one group a row
   bool asymmetric = false;
 
-  int strips() const { return (n + kStripRows - 1) / kStripRows; }
-  int k_tiles() const { return (k + kTileCols - 1) / kTileCols; }
-  int groups_per_tile() const { return group == 0 ? 0 : kTileCols / group; }
-  int code_bytes() const { return kTileRows * kTileCols * bits / 8; }
-  int tile_bytes() const {
+  constexpr int strips() const { return (n + kStripRows - 1) / kStripRows; }
+  constexpr int k_tiles() const { return (k + kTileCols - 1) / kTileCols; }
+  constexpr int groups_per_tile() const { return group == 0 ? 0 : kTileCols / group; }
+  constexpr int code_bytes() const { return kTileRows * kTileCols * bits / 8; }
+  constexpr int tile_bytes() const {
     return code_bytes() + groups_per_tile() * kTileRows * (asymmetric ? 3 : 2);
   }
-  int record_bytes() const { return kStripTiles * tile_bytes(); }
-  int64_t strip_bytes() const { return int64_t{1} * k_tiles() * record_bytes(); }
-  int64_t row_meta_offset() const { return strips() * strip_bytes(); }
-  int64_t row_meta_bytes() const {
+  constexpr int record_bytes() const { return kStripTiles * tile_bytes(); }
+  constexpr int64_t strip_bytes() const { return int64_t{1} * k_tiles() * record_bytes(); }
+  constexpr int64_t row_meta_offset() const { return strips() * strip_bytes(); }
+  constexpr int64_t row_meta_bytes() const {
     return group == 0 ? int64_t{strips()} * kStripRows * (asymmetric ? 3 : 2) : 0;
   }
-  int64_t bytes() const { return row_meta_offset() + row_meta_bytes(); }
+  constexpr int64_t bytes() const { return row_meta_offset() + row_meta_bytes(); }
 };
 
 // Where a pair of weights lies in a lane's `bits` words of one half tile.

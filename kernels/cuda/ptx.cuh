@@ -111,12 +111,27 @@ __device__ __forceinline__ void ClusterStore4(uint32_t addr, const float (&v)[4]
 
 #endif  // __CUDA_ARCH__ >= 900
 
-// --- cp.async, for machines without bulk copies
+// --- cp.async
 
 __device__ __forceinline__ void CopyAsync16(uint32_t dst, const void* src) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst),
                "l"(__cvta_generic_to_global(src))
                : "memory");
+}
+// 16 bytes, or zeros where `valid` is false (then `src` need only be a mapped address).
+__device__ __forceinline__ void CopyAsync16OrZero(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst),
+               "l"(__cvta_generic_to_global(src)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+// This thread's CopyAsync16s since the last of these are a group.
+__device__ __forceinline__ void CopyAsyncCommit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most the last kGroups groups of this thread are under way.
+template <int kGroups>
+__device__ __forceinline__ void CopyAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 // Arrives on `bar` once this thread's CopyAsync16s so far have landed.
 __device__ __forceinline__ void CopyAsyncArrive(uint32_t bar) {

@@ -9,14 +9,30 @@
 namespace babai::cuda {
 
 constexpr int kStreamThreads = kStreamWarps * kLanes;
-constexpr bool kBulk =
+constexpr int kXArrivals =
 #if __CUDA_ARCH__ >= 900
-    true;  // copies by the copy engine, one arrival announcing the bytes
+    1;  // x by the copy engine, one arrival announcing the bytes
 #else
-    false;  // copies by cp.async, an arrival a lane
+    kLanes;  // by cp.async, an arrival a lane
 #endif
 constexpr int kXPadBytes = 16;  // a row stride of 16 mod 128 bytes: ldmatrix without conflicts
 constexpr int kSlotColumn = kStripRows + 4;  // 4 mod 32 words: a warp's sums go to distinct banks
+
+template <int kBits, int kGroup, bool kAsymmetric>
+constexpr int kRecordBytes =
+    PackedShape{kStripRows, kTileCols, kBits, kGroup, kAsymmetric}.record_bytes();
+
+// Copies up to kBytes of the next records, `left` of which there are, by all lanes of a warp.
+template <int kBytes, int kRecord>
+__device__ __forceinline__ void CopyRecords(uint32_t to, const uint8_t* from, int left, int lane) {
+  constexpr int kRound = kLanes * 16;
+  const int bytes = kBytes == kRecord ? kBytes : min(kBytes, left * kRecord);
+#pragma unroll
+  for (int b = 0; b < kBytes; b += kRound) {
+    const bool whole = kBytes == kRecord && b + kRound <= kBytes;
+    if (whole || b + lane * 16 < bytes) CopyAsync16(to + b + lane * 16, from + b + lane * 16);
+  }
+}
 
 // `total` things shared out evenly: the first `extra` shares have one more than the rest.
 struct Shares {
@@ -32,10 +48,10 @@ struct StreamGemmParams {
   const uint8_t* weights;
   void* y;
   int m, n, k;
-  int k_tiles, stages;
+  int k_tiles;
+  bool deep;              // rings of kDeepStages units, else of kShallowStages
   Shares strips;          // of a block
   uint32_t over_k_tiles;  // 2^32 / k_tiles, rounded up
-  int record_bytes;
   int64_t row_meta_offset, row_zeros_offset;
   uint32_t exponent;  // of bf16 fragments: dequant.cuh says why it is not a constant
   GemmEnds ends;
@@ -178,43 +194,35 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   const int begin = warp * records / kStreamWarps, end = (warp + 1) * records / kStreamWarps;
 
   // The ring. A block's records are one range of bytes, and a warp's a part of it.
-  constexpr int kUnit = kUnitRecords[kBits];
-  const int stage_bytes = kUnit * p.record_bytes, ring = p.ring + warp * p.stages * stage_bytes;
-  const uint32_t x_bar = SharedAddress(smem), bars = x_bar + 8 + warp * p.stages * 8;
-  const uint8_t* source = p.weights + (int64_t{strip0} * p.k_tiles + begin) * p.record_bytes;
-  int to_copy = (end - begin) * p.record_bytes, copy_stage = 0;
+  constexpr int kRecord = kRecordBytes<kBits, kGroup, kAsymmetric>, kUnit = kUnitRecords[kBits];
+  constexpr int kStage = kUnit * kRecord, kDeep = kDeepStages[kBits];
+  const int stages = p.deep ? kDeep : kShallowStages;
+  const uint8_t* const ring = smem + p.ring + warp * stages * kStage;
+  const uint8_t* source = p.weights + (int64_t{strip0} * p.k_tiles + begin) * kRecord;
+  int to_copy = end - begin, copy_stage = 0;  // records, and where the next unit goes
   const auto copy_next = [&] {
-    const int bytes = min(stage_bytes, to_copy);
-    const uint32_t to = SharedAddress(smem) + ring + copy_stage * stage_bytes;
-    const uint32_t bar = bars + copy_stage * 8;
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0) {
-      BarrierArriveExpect(bar, bytes);
-      BulkCopy(to, source, bytes, bar);
-    }
-#else
-    for (int b = lane * 16; b < bytes; b += kLanes * 16) CopyAsync16(to + b, source + b);
-    CopyAsyncArrive(bar);
-#endif
-    source += bytes, to_copy -= bytes;
-    if (++copy_stage == p.stages) copy_stage = 0;
+    const uint32_t to = SharedAddress(ring) + copy_stage * kStage;
+    if (to_copy > 0) CopyRecords<kStage, kRecord>(to, source, to_copy, lane);
+    CopyAsyncCommit();
+    source += kStage, to_copy -= kUnit;
+    if (++copy_stage == stages) copy_stage = 0;
   };
   const XBlock x(p, smem);
   x.ClearTail(p.m);
-  if (threadIdx.x == 0) BarrierInit(x_bar, kBulk ? 1 : kLanes);
-  for (int i = lane; i < p.stages; i += kLanes) BarrierInit(bars + i * 8, kBulk ? 1 : kLanes);
+  const uint32_t x_bar = SharedAddress(smem);
+  if (threadIdx.x == 0) BarrierInit(x_bar, kXArrivals);
   BarrierInitFence();
   __syncthreads();
   // At once: the next kernel's first copies keep memory busy while this one waits for x and while
   // it sums up.
   LetNextKernelStart();
-  // Fill the ring: weights are constant, so this need not wait for the preceding kernel. A copy at
+  // Fill the ring: weights are constant, so this need not wait for the preceding kernel. A unit at
   // a time: all at once would queue in front of the preceding kernel's last stores and of x, for
   // which everything waits. The first warp has to be there when x is, and does not wait for its
   // own.
 #pragma unroll 1
-  for (int i = 0; i < p.stages && to_copy > 0; ++i) {
-    if (i > 0 && warp != 0) BarrierWait(bars + (i - 1) * 8, 0);
+  for (int i = 0; i < stages - 1; ++i) {
+    if (i > 0 && warp != 0) CopyAsyncWait<0>();
     copy_next();
   }
   float* const slots = reinterpret_cast<float*>(smem + p.slots);
@@ -248,20 +256,28 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   float run[kStripTiles][1][4] = {}, total[kStripTiles][1][4] = {}, x_sums[1][4] = {};
   int strip = p.k_tiles == 1 ? begin : __umulhi(begin, p.over_k_tiles);
   int tile = begin - strip * p.k_tiles, stage = 0;
-  uint32_t parity = 0;
 #pragma unroll 1
   for (int at = begin; at < end;) {
-    BarrierWait(bars + stage * 8, parity);
-    const uint8_t* record = smem + ring + stage * stage_bytes;
+    if (p.deep) {
+      CopyAsyncWait<kDeep - 2>();
+    } else {
+      CopyAsyncWait<kShallowStages - 2>();
+    }
+    // Every lane's part of this unit is there, and of the one before every lane has its words in
+    // registers: its stage may be overwritten.
+    __syncwarp();
+    copy_next();
+    const uint8_t* record = ring + stage * kStage;
+    if (++stage == stages) stage = 0;
     const int behind = min(at + kUnit, end);
 #pragma unroll 1
-    for (; at < behind; ++at, record += p.record_bytes) {
+    for (; at < behind; ++at, record += kRecord) {
       const uint32_t x_tile = x_lane + tile * kTileCols * 2;
       const auto load_x = [&](int half, int, uint32_t(&b)[2][4]) {
         LoadMatrix4(b[0], x_tile + half * kHalfCols * 2);
         LoadMatrix4(b[1], x_tile + half * kHalfCols * 2 + 64);
       };
-      const auto tile_at = [&](int i) { return record + i * (p.record_bytes / kStripTiles); };
+      const auto tile_at = [&](int i) { return record + i * (kRecord / kStripTiles); };
       AddTiles<kBits, T, kGroup>(tile_at, load_x, kAsymmetric, p.exponent, lane, run, x_sums,
                                  total);
       const bool strip_ends = ++tile == p.k_tiles;
@@ -273,9 +289,6 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
         tile = 0, ++strip;
       }
     }
-    __syncwarp();  // every lane has its words in registers: the stage may be overwritten
-    if (to_copy > 0) copy_next();
-    if (++stage == p.stages) stage = 0, parity ^= 1;
   }
   __syncthreads();
 

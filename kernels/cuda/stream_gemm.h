@@ -1,12 +1,12 @@
 // y = x * W^T for few tokens: each warp streams its own stretch of W through its own ring.
 //
-//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 2
+//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 4
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A block owns
 //             some strips; its eight warps split their records into contiguous runs. Each warp has
-//             its own ring of bulk copies and barriers, and refills what it has just consumed: no
-//             block-wide barrier until the end, when partial sums meet in shared memory. The rings
-//             are filled before the preceding kernel's results are waited for.
+//             its own ring, filled by cp.async, a group of copies a unit, and refills what it has
+//             just consumed: no block-wide barrier until the end, when partial sums meet in shared
+//             memory. The rings are filled before the preceding kernel's results are waited for.
 //   limits    sm_80 or newer (early start: sm_90); what PackedShape allows; x in shared memory
 //   numerics  integer weights are exact, sums fp32, one fp32 multiply by the scale a group and one
 //             rounding of y. Deterministic for a given plan: every sum has a fixed order
@@ -28,17 +28,20 @@ namespace babai::cuda {
 constexpr int kStreamMaxTokens = 8;
 constexpr int kStreamWarps = 8;  // more gain nothing (docs/perf/cuda_gemm.md)
 
-// Records that a copy brings, about 4 KB, by the bits of a weight.
-constexpr int kUnitRecords[] = {0, 0, 4, 2, 2, 0, 0, 0, 1};
+// Of a warp's ring, by the bits of a weight: the records of a unit, which is what is waited for,
+// and the units it holds; few where shared memory has no room for more.
+constexpr int kUnitRecords[] = {0, 0, 2, 2, 1, 0, 0, 0, 1};
+constexpr int kDeepStages[] = {0, 0, 5, 3, 4, 0, 0, 0, 4};
+constexpr int kShallowStages = 2;
 
 struct StreamGemmPlan {
   int blocks = 0;  // the strips are shared out among these
-  int stages = 0;  // copies a warp's ring holds
+  int stages = 0;  // of a warp's ring: kDeepStages or kShallowStages
   // Asked for even if less is needed: a turn's part of an SM's (below), so that each SM has room
-  // for one block of this kernel and one of the next, which fills its rings meanwhile; or all of
-  // it. Otherwise, or with an SM without a block of this kernel, two blocks of the next may share
-  // an SM while others have none: it then takes twice as long (measured). Hence also as many
-  // blocks as SMs.
+  // for one block of this kernel and one of the next, which fills its rings meanwhile; or more than
+  // half of it, up to all. Otherwise, or with an SM without a block of this kernel, two blocks of
+  // the next may share an SM while others have none: it then takes twice as long (measured). Hence
+  // also as many blocks as SMs.
   int shared_bytes = 0;
 };
 
