@@ -19,7 +19,8 @@ constexpr int kStreamBestTokens = 4;
 bool IsTiled(const PackedShape& shape, int m, const DeviceLimits& device) {
   if (device.major != 9) return false;
   return m > kStreamBestTokens ||
-         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages == 0;
+         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages !=
+             kDeepStages[shape.bits];
 }
 
 absl::Status Check(const PackedGemmArgs& a) {
