@@ -106,6 +106,12 @@ absl::StatusOr<Stream> Stream::Make(Priority priority) {
   return made;
 }
 
+Stream Stream::Own(cudaStream_t stream) {
+  Stream owner;
+  owner.stream_ = stream;
+  return owner;
+}
+
 Stream::~Stream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }

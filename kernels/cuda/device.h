@@ -79,6 +79,7 @@ class Stream {
   // Blocks of kUrgent streams' kernels go first where others wait for a place.
   enum class Priority { kUsual, kUrgent };
   static absl::StatusOr<Stream> Make(Priority priority = Priority::kUsual);
+  static Stream Own(cudaStream_t stream);  // one that was made elsewhere
 
   cudaStream_t get() const { return stream_; }
   absl::Status Synchronize() const;
