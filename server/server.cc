@@ -119,7 +119,8 @@ class Server {
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     metrics_.Attach(engine_.get(), catalog_.get());
-    work_ = {catalog_.get(), *std::move(roots), flags_.threads, device_ == Device::kCuda};
+    work_ = {catalog_.get(), *std::move(roots), flags_.threads, device_ == Device::kCuda,
+             /*beside_answers=*/true};
     if (absl::Status s = OpenJobs(); !s.ok()) return s;
     return Listen();
   }

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/engine/cuda_calibration.h"
+#include "server/engine/cuda_job_stream.h"
 #include "server/engine/cuda_loader.h"
 #include "server/engine/cuda_runner.h"
 #include "server/engine/cuda_status.h"
@@ -85,6 +86,7 @@ class CudaQuantizer final : public DeviceQuantizer {
   }
 
   absl::Status Open();
+  const std::string& warning() const override { return warning_; }
   absl::Status Embed(absl::Span<const float> served, const ModelParams& served_params,
                      absl::Span<const float> original, const ModelParams& params) override;
   absl::Status Run(absl::FunctionRef<void(const LinearReport&, absl::Duration)> on_linear,
@@ -101,6 +103,7 @@ class CudaQuantizer final : public DeviceQuantizer {
     absl::Time begin;
   };
 
+  absl::StatusOr<cuda::Stream> MakeStream();
   absl::Status AllocateStages();
   absl::Status Read(int64_t block);
   void Prefetch(int64_t block);
@@ -112,6 +115,7 @@ class CudaQuantizer final : public DeviceQuantizer {
   const ModelConfig& config_;
   const CudaDemand demand_;
   const std::vector<CudaGroupShape> shapes_;
+  std::string warning_;
   cuda::Stream stream_;
   std::unique_ptr<cuda::Cublas> cublas_;
   std::unique_ptr<cuda::PhaseClock> clock_;
@@ -129,7 +133,7 @@ class CudaQuantizer final : public DeviceQuantizer {
 absl::Status CudaQuantizer::Open() {
   auto params = ReadParams(in_.checkpoint);
   if (!params.ok()) return params.status();
-  auto stream = cuda::Stream::Make();
+  auto stream = MakeStream();
   if (!stream.ok()) return stream.status();
   stream_ = *std::move(stream);
   auto cublas = cuda::Cublas::Make(stream_);
@@ -151,6 +155,14 @@ absl::Status CudaQuantizer::Open() {
   if (!solver.ok()) return solver.status();
   solver_ = *std::move(solver);
   return AllocateStages();
+}
+
+absl::StatusOr<cuda::Stream> CudaQuantizer::MakeStream() {
+  if (!in_.beside_answers) return cuda::Stream::Make();
+  auto confined = MakeStreamBesideAnswers();
+  if (confined.ok()) return confined;
+  warning_ = absl::StrCat("answers wait for this job's kernels: ", confined.status().message());
+  return cuda::Stream::Make();
 }
 
 absl::Status CudaQuantizer::AllocateStages() {

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -31,6 +32,8 @@ struct DeviceQuantizerInputs {
   // original model.
   const std::vector<Sequence>& sequences;
   int64_t training = 0;
+  // A quarter of the device is left to what else this process runs there.
+  bool beside_answers = false;
 };
 
 // Whether the recipe is one for the device.
@@ -39,6 +42,9 @@ bool DeviceQuantizes(const Recipe& recipe);
 class DeviceQuantizer {
  public:
   virtual ~DeviceQuantizer() = default;
+
+  // Why nothing is left to answers although it was asked for; empty: it is, or was not.
+  virtual const std::string& warning() const = 0;
 
   // Embedding matrices [vocab, hidden] as they will be served, and of the original model.
   virtual absl::Status Embed(absl::Span<const float> served, const ModelParams& served_params,

@@ -277,9 +277,11 @@ absl::Status Run::StartStreams() {
     return absl::OkStatus();
   }
   auto device = MakeDeviceQuantizer(
-      {*checkpoint_, spec_.recipe, *writer_, pool_, stop_, sequences_, training_});
+      {*checkpoint_, spec_.recipe, *writer_, pool_, stop_, sequences_, training_,
+       env_.beside_answers});
   if (device.ok()) {
     device_ = *std::move(device);
+    if (!device_->warning().empty()) progress_.Warn(device_->warning());
     return absl::OkStatus();
   }
   // A library or a kernel is missing: the CPU needs neither.

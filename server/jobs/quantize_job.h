@@ -18,6 +18,7 @@ struct QuantizeEnvironment {
   std::vector<std::filesystem::path> model_roots;  // for the model and calibration URIs
   int threads = 0;                                 // 0 = all
   bool use_device = false;  // quantize on the GPU where the recipe allows (device_quantizer.h)
+  bool beside_answers = false;  // of that GPU, leave a part to what else runs there
 };
 
 // What can be refused before a job is queued: name, URI, recipe, calibration fields, a model that

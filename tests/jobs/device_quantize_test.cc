@@ -92,6 +92,19 @@ TEST_F(DeviceJobTest, SameKeySameBytes) {
   }
 }
 
+// A part of the device does what all of it does.
+TEST_F(DeviceJobTest, SameBytesBesideAnswers) {
+  const QuantizeSpec spec = SpecFor({});
+  const auto alone = RunOnDevice(spec);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  ASSERT_TRUE(catalog_->Delete(spec.name).ok());
+  env_.beside_answers = true;
+  const auto beside = RunOnDevice(spec);
+  ASSERT_TRUE(beside.ok()) << beside.status();
+  for (const auto& [name, file] : alone->files)
+    EXPECT_EQ(beside->files.at(name).sha256, file.sha256) << name;
+}
+
 TEST_F(DeviceJobTest, OtherRecipesAreTheCpus) {
   QuantizeSpec spec = SpecFor({});
   spec.recipe = *PresetRecipe("coreq");
