@@ -201,11 +201,15 @@ absl::Status CudaCalibration::MakeAngles() {
 // ---- the residual stream
 
 absl::Status CudaCalibration::Embed(absl::Span<const float> embedding, const ModelParams& params,
-                                    absl::Span<const std::vector<int32_t>> sequences) {
+                                    absl::Span<const std::vector<int32_t>> sequences,
+                                    CudaLoader& loader) {
   cuda::Buffer positions;
-  absl::StatusOr<cuda::Buffer> values = cuda::Buffer::Of(embedding);
+  const auto bytes = static_cast<int64_t>(embedding.size() * sizeof(float));
+  absl::StatusOr<cuda::Buffer> values = cuda::Buffer::OnDevice(bytes);
   if (!values.ok()) return values.status();
-  absl::Status status = Upload(params.positions, &positions);
+  absl::Status status = loader.Copy(embedding.data(), bytes, values->data());
+  if (status.ok()) status = loader.Finish();
+  if (status.ok()) status = Upload(params.positions, &positions);
   if (!status.ok()) return status;
   cuda::EmbeddingTable table;
   table.kind = cuda::EmbeddingTable::Kind::kFp32;
@@ -239,15 +243,16 @@ void CudaCalibration::BeginBlock(int64_t block) {
   mlp_weights_ = nullptr;
 }
 
-absl::StatusOr<std::vector<float>> CudaCalibration::Hidden(int64_t first, int64_t count) const {
+absl::StatusOr<std::vector<float>> CudaCalibration::Hidden(int64_t first, int64_t count,
+                                                           CudaLoader& loader) const {
   const int64_t row = shape_.length * config_.hidden;
   std::vector<float> hidden(count * row);
-  if (absl::Status s = stream_.Synchronize(); !s.ok()) return s;
-  const absl::Status copied =
-      Launched(cudaMemcpy(hidden.data(), hidden_.data<float>() + first * row,
-                          hidden.size() * sizeof(float), cudaMemcpyDeviceToHost),
-               "reading hidden states");
-  if (!copied.ok()) return copied;
+  absl::Status status = stream_.Synchronize();
+  if (status.ok()) {
+    status = loader.Bring(hidden_.data<float>() + first * row,
+                          static_cast<int64_t>(hidden.size() * sizeof(float)), hidden.data());
+  }
+  if (!status.ok()) return status;
   return hidden;
 }
 

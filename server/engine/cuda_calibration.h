@@ -23,6 +23,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/embed.h"
 #include "server/engine/block.h"
+#include "server/engine/cuda_loader.h"
 #include "server/engine/cuda_params.h"
 #include "server/engine/linear_group.h"
 #include "server/model/config.h"
@@ -53,10 +54,10 @@ class CudaCalibration {
   // Where a quantizer wants to know when its own work ends and the forward pass goes on.
   void OnForward(std::function<absl::Status()> enter) { enter_ = std::move(enter); }
 
-  // Requires Shape::sequences sequences of ids in [0, vocab). The table is no longer needed when
-  // the call returns.
+  // Requires Shape::sequences sequences of ids in [0, vocab). The table, which goes to the device
+  // by `loader`, is no longer needed when the call returns.
   absl::Status Embed(absl::Span<const float> embedding, const ModelParams& params,
-                     absl::Span<const std::vector<int32_t>> sequences);
+                     absl::Span<const std::vector<int32_t>> sequences, CudaLoader& loader);
   // From a table and rows for positions (or null) on the device.
   absl::Status Embed(const cuda::EmbeddingTable& table, const float* position_rows,
                      absl::Span<const std::vector<int32_t>> sequences);
@@ -71,7 +72,7 @@ class CudaCalibration {
   absl::Status Advance(LinearGroup group, const void* weights);
 
   // Waits. The residual stream of sequences [first, first + count), [count, length, hidden].
-  absl::StatusOr<std::vector<float>> Hidden(int64_t first, int64_t count) const;
+  absl::StatusOr<std::vector<float>> Hidden(int64_t first, int64_t count, CudaLoader& loader) const;
 
   const Shape& shape() const { return shape_; }
   cuda::Dtype dtype() const { return dtype_; }

@@ -85,6 +85,22 @@ absl::Status CudaLoader::Copy(const void* from, int64_t bytes, void* to) {
   return absl::OkStatus();
 }
 
+absl::Status CudaLoader::Bring(const void* from, int64_t bytes, void* to) {
+  for (int64_t at = 0; at < bytes; at += kPieceBytes) {
+    const absl::StatusOr<Piece*> piece = Next();
+    if (!piece.ok()) return piece.status();
+    const int64_t count = std::min(bytes - at, kPieceBytes);
+    const cudaError_t copied =
+        cudaMemcpyAsync((*piece)->host.data(), static_cast<const uint8_t*>(from) + at, count,
+                        cudaMemcpyDeviceToHost, stream_.get());
+    absl::Status status = cuda::FromCuda(copied, "copying from the device");
+    if (status.ok()) status = Finish();
+    if (!status.ok()) return status;
+    std::memcpy(static_cast<uint8_t*>(to) + at, (*piece)->host.data(), count);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CudaLoader::Convert(const void* from, cuda::StoredFloat type, int64_t count, void* to,
                                  cuda::Dtype dtype) {
   const int64_t size = BytesOf(type), most = kPieceBytes / size;

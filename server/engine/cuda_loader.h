@@ -1,5 +1,6 @@
 // Weights from the mapped file to the device: through pinned memory, in pieces, each turned into
-// its execution layout there while the host fetches the next.
+// its execution layout there while the host fetches the next. A copy of memory that is not pinned
+// would keep other threads from the device until it is done.
 #pragma once
 
 #include <memory>
@@ -31,6 +32,8 @@ class CudaLoader {
   // A stack of F1 matrices of one format; `shape` is the whole stack's.
   absl::Status Repack(absl::Span<const PackedIntView> stack, const cuda::PackedShape& shape,
                       void* to);
+  // From the device to the host, there when the call returns.
+  absl::Status Bring(const void* from, int64_t bytes, void* to);
   absl::Status Finish() const { return stream_.Synchronize(); }
 
  private:

@@ -192,10 +192,10 @@ absl::Status CudaQuantizer::AllocateStages() {
 
 absl::Status CudaQuantizer::Embed(absl::Span<const float> served, const ModelParams& served_params,
                                   absl::Span<const float> original, const ModelParams& params) {
-  absl::Status status = quantized_->Embed(served, served_params, in_.sequences);
+  absl::Status status = quantized_->Embed(served, served_params, in_.sequences, *loader_);
   if (status.ok()) {
     const auto held_out = absl::MakeConstSpan(in_.sequences).subspan(in_.training);
-    status = original_->Embed(original, params, held_out);
+    status = original_->Embed(original, params, held_out, *loader_);
   }
   return Refusal(status);
 }
@@ -203,7 +203,7 @@ absl::Status CudaQuantizer::Embed(absl::Span<const float> served, const ModelPar
 absl::StatusOr<std::vector<float>> CudaQuantizer::Hidden(Model model) const {
   const bool quantized = model == Model::kQuantized;
   auto hidden = (quantized ? quantized_ : original_)
-                    ->Hidden(quantized ? in_.training : 0, demand_.original.sequences);
+                    ->Hidden(quantized ? in_.training : 0, demand_.original.sequences, *loader_);
   if (!hidden.ok()) return Refusal(hidden.status());
   return hidden;
 }
