@@ -1,7 +1,7 @@
 // How fast does the GPU quantize a model of Llama-3-8B's shape?
 //
 //   quantize [--samples 128] [--length 2048] [--bits 4] [--group 128] [--layers 32]
-//            [--symmetric 0] [--recompute 0]
+//            [--symmetric 0] [--recompute 0] [--leave 0]
 //
 // The recipe "babai". Weights are random normals made on the device, block after block, and tokens
 // are random ids into a random embedding: the times are those of a real model, the quality means
@@ -9,7 +9,8 @@
 // each group (packed matrices with their certificates, in ordinary memory) is. Limits are those of
 // an H200: 787 TFLOP/s of 16-bit products (forward, moments' lower triangle), 67 of fp64 (Cholesky)
 // and of fp32 (what the sweep passes on). --recompute 1 runs the MLP's inner part again for its
-// last product instead of keeping its activations.
+// last product instead of keeping its activations. --leave 25 leaves a quarter of the
+// multiprocessors alone, as a job in a server does.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -23,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/sm_part.h"
 #include "llama3_8b.h"
 #include "peak_memory.h"
 #include "random_weights.h"
@@ -36,7 +38,7 @@ constexpr double kHalfFlops = 787e12, kDoubleFlops = 67e12, kFloatFlops = 67e12;
 constexpr int kMakingPhase = kCudaPhases;  // of random weights
 
 struct Options {
-  int samples = 128, length = 2048, bits = 4, group = 128, layers = 32;
+  int samples = 128, length = 2048, bits = 4, group = 128, layers = 32, leave = 0;
   bool symmetric = false, recompute = false;
 };
 
@@ -64,6 +66,8 @@ Options Parse(int argc, char** argv) {
       o.group = value;
     } else if (flag == "--layers") {
       o.layers = value;
+    } else if (flag == "--leave") {
+      o.leave = value;
     } else if (flag == "--symmetric") {
       o.symmetric = value != 0;
     } else if (flag == "--recompute") {
@@ -85,7 +89,8 @@ class Bench {
     for (const LinearGroup group : kLinearGroups) {
       shapes_.push_back({OutputsOf(config_, group), InputsOf(config_, group)});
     }
-    stream_ = Must(cuda::Stream::Make());
+    if (o.leave > 0) part_ = Must(cuda::SmPart::Leaving(o.leave / 100.0));
+    stream_ = Must(part_ != nullptr ? part_->MakeStream() : cuda::Stream::Make());
     cublas_ = Must(cuda::Cublas::Make(stream_));
     clock_ = std::make_unique<cuda::PhaseClock>(stream_, kCudaPhases + 1);
     BlockParams params;
@@ -209,6 +214,7 @@ class Bench {
   const ModelConfig config_;
   Recipe recipe_;
   std::vector<CudaGroupShape> shapes_;
+  std::unique_ptr<cuda::SmPart> part_;
   cuda::Stream stream_;
   std::unique_ptr<cuda::Cublas> cublas_;
   std::unique_ptr<cuda::PhaseClock> clock_;
