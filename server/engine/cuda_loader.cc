@@ -41,15 +41,16 @@ void CopyRows(absl::Span<const PackedIntView> stack, const RowBytes& row, int64_
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaLoader>> CudaLoader::Make() {
+absl::StatusOr<std::unique_ptr<CudaLoader>> CudaLoader::Make(int64_t piece_bytes) {
   auto loader = std::make_unique<CudaLoader>();
+  loader->piece_bytes_ = piece_bytes;
   absl::StatusOr<cuda::Stream> stream = cuda::Stream::Make();
   if (!stream.ok()) return stream.status();
   loader->stream_ = *std::move(stream);
   for (Piece& piece : loader->pieces_) {
-    absl::StatusOr<cuda::Buffer> host = cuda::Buffer::Pinned(kPieceBytes);
+    absl::StatusOr<cuda::Buffer> host = cuda::Buffer::Pinned(piece_bytes);
     if (!host.ok()) return host.status();
-    absl::StatusOr<cuda::Buffer> device = cuda::Buffer::OnDevice(kPieceBytes);
+    absl::StatusOr<cuda::Buffer> device = cuda::Buffer::OnDevice(piece_bytes);
     if (!device.ok()) return device.status();
     absl::StatusOr<cuda::Event> used = cuda::Event::Make();
     if (!used.ok()) return used.status();
@@ -71,10 +72,10 @@ absl::Status CudaLoader::Send(const Piece& piece, int64_t bytes) const {
 }
 
 absl::Status CudaLoader::Copy(const void* from, int64_t bytes, void* to) {
-  for (int64_t at = 0; at < bytes; at += kPieceBytes) {
+  for (int64_t at = 0; at < bytes; at += piece_bytes_) {
     const absl::StatusOr<Piece*> piece = Next();
     if (!piece.ok()) return piece.status();
-    const int64_t count = std::min(bytes - at, kPieceBytes);
+    const int64_t count = std::min(bytes - at, piece_bytes_);
     std::memcpy((*piece)->host.data(), static_cast<const uint8_t*>(from) + at, count);
     const cudaError_t copied =
         cudaMemcpyAsync(static_cast<uint8_t*>(to) + at, (*piece)->host.data(), count,
@@ -86,10 +87,10 @@ absl::Status CudaLoader::Copy(const void* from, int64_t bytes, void* to) {
 }
 
 absl::Status CudaLoader::Bring(const void* from, int64_t bytes, void* to) {
-  for (int64_t at = 0; at < bytes; at += kPieceBytes) {
+  for (int64_t at = 0; at < bytes; at += piece_bytes_) {
     const absl::StatusOr<Piece*> piece = Next();
     if (!piece.ok()) return piece.status();
-    const int64_t count = std::min(bytes - at, kPieceBytes);
+    const int64_t count = std::min(bytes - at, piece_bytes_);
     const cudaError_t copied =
         cudaMemcpyAsync((*piece)->host.data(), static_cast<const uint8_t*>(from) + at, count,
                         cudaMemcpyDeviceToHost, stream_.get());
@@ -103,7 +104,7 @@ absl::Status CudaLoader::Bring(const void* from, int64_t bytes, void* to) {
 
 absl::Status CudaLoader::Convert(const void* from, cuda::StoredFloat type, int64_t count, void* to,
                                  cuda::Dtype dtype) {
-  const int64_t size = BytesOf(type), most = kPieceBytes / size;
+  const int64_t size = BytesOf(type), most = piece_bytes_ / size;
   for (int64_t at = 0; at < count; at += most) {
     const absl::StatusOr<Piece*> piece = Next();
     if (!piece.ok()) return piece.status();
@@ -123,7 +124,7 @@ absl::Status CudaLoader::Convert(const void* from, cuda::StoredFloat type, int64
 absl::Status CudaLoader::Repack(absl::Span<const PackedIntView> stack,
                                 const cuda::PackedShape& shape, void* to) {
   constexpr int64_t kAlignment = 3 * 16;  // lost between the three runs
-  const int64_t fitting = (kPieceBytes - kAlignment) / RowBytes(stack[0]).sum();
+  const int64_t fitting = (piece_bytes_ - kAlignment) / RowBytes(stack[0]).sum();
   const int64_t most = fitting / cuda::kStripRows * cuda::kStripRows;
   if (most == 0) return absl::InvalidArgumentError("a row is too long to be loaded");
   for (int64_t first = 0; first < shape.n; first += most) {

@@ -140,7 +140,7 @@ absl::Status CudaQuantizer::Open() {
   if (!cublas.ok()) return cublas.status();
   cublas_ = *std::move(cublas);
   clock_ = std::make_unique<cuda::PhaseClock>(stream_, kCudaPhases);
-  auto loader = CudaLoader::Make();
+  auto loader = CudaLoader::Make(CudaLoader::kSmallPieceBytes);
   if (!loader.ok()) return loader.status();
   loader_ = *std::move(loader);
   for (const auto& [shape, to] :
