@@ -69,7 +69,8 @@ void AddQuantize(CLI::App& app, CommandLine& line) {
           "a file:// URI of the server")
       ->capture_default_str();
   verb->add_option("--samples", f.samples, "calibration sequences (default 128)");
-  verb->add_option("--length", f.length, "tokens a sequence (default 512)");
+  verb->add_option("--length", f.length,
+                   "tokens a sequence (default 512, or the model's context if smaller)");
   verb->add_option("--held_out", f.held_out, "further sequences for the evaluation");
   verb->add_option("--seed", f.seed, "of the self-calibration (default 1)");
   verb->add_option("--request_id", f.request_id, "makes a retry of this command safe");

@@ -142,8 +142,8 @@ absl::Status CheckFields(const CalibrationSpec& spec, const ModelConfig& config,
                          const std::vector<std::filesystem::path>& roots) {
   if (auto s = CheckRange("samples", spec.samples, 1, kMaxSequences); !s.ok()) return s;
   if (auto s = CheckRange("held_out", spec.held_out, 0, kMaxSequences); !s.ok()) return s;
-  if (auto s = CheckRange("length", spec.length, kMinLength, config.max_positions); !s.ok())
-    return s;
+  const int64_t length = SequenceLength(spec, config);
+  if (auto s = CheckRange("length", length, kMinLength, config.max_positions); !s.ok()) return s;
   switch (spec.source) {
     case CalibrationSpec::Source::kTexts:
       return absl::OkStatus();
@@ -174,6 +174,11 @@ int64_t HeldOutSequences(const CalibrationSpec& spec) {
   return spec.held_out > 0 ? spec.held_out : std::max<int64_t>(1, spec.samples / 16);
 }
 
+int64_t SequenceLength(const CalibrationSpec& spec, const ModelConfig& config) {
+  constexpr int64_t kUsual = 512;
+  return spec.length > 0 ? spec.length : std::min(kUsual, config.max_positions);
+}
+
 absl::Status CheckCalibration(const CalibrationSpec& spec, const Checkpoint& checkpoint,
                               const std::vector<std::filesystem::path>& roots) {
   const ModelConfig& config = checkpoint.config();
@@ -183,10 +188,11 @@ absl::Status CheckCalibration(const CalibrationSpec& spec, const Checkpoint& che
 }
 
 absl::StatusOr<std::string> CalibrationDigest(const CalibrationSpec& spec,
+                                              const ModelConfig& config,
                                               const std::vector<std::filesystem::path>& roots) {
   Sha256 hash;
   hash.AddField(std::to_string(static_cast<int>(spec.source)));
-  for (const int64_t n : {spec.samples, HeldOutSequences(spec), spec.length}) {
+  for (const int64_t n : {spec.samples, HeldOutSequences(spec), SequenceLength(spec, config)}) {
     hash.AddField(std::to_string(n));
   }
   if (spec.source == CalibrationSpec::Source::kSelf) {
@@ -240,9 +246,9 @@ absl::StatusOr<CalibrationSet> LoadCalibration(const CalibrationSpec& spec,
   const auto tokens = AllTokens(spec, checkpoint, roots, stop);
   if (!tokens.ok()) return tokens.status();
   const int64_t held_out = HeldOutSequences(spec);
-  auto sequences = CutSequences(*tokens, spec.samples, held_out, spec.length);
-  if (!sequences.ok()) return sequences.status();
   const ModelConfig& config = checkpoint.config();
+  auto sequences = CutSequences(*tokens, spec.samples, held_out, SequenceLength(spec, config));
+  if (!sequences.ok()) return sequences.status();
   if (config.add_bos && config.bos >= 0) {
     for (Sequence& sequence : *sequences) sequence[0] = config.bos;
   }

@@ -30,6 +30,8 @@ struct CalibrationSet {
 
 // The number of held-out sequences that `spec` means.
 int64_t HeldOutSequences(const CalibrationSpec& spec);
+// The tokens of each sequence that it means for this model.
+int64_t SequenceLength(const CalibrationSpec& spec, const ModelConfig& config);
 
 // What can be refused before the job runs: numbers out of range, a length beyond the model's
 // context, ids outside the vocabulary, a URI that is not allowed or not there, and too little data
@@ -39,6 +41,7 @@ absl::Status CheckCalibration(const CalibrationSpec& spec, const Checkpoint& che
 
 // sha256 of everything that decides which tokens are used, the source model aside.
 absl::StatusOr<std::string> CalibrationDigest(const CalibrationSpec& spec,
+                                              const ModelConfig& config,
                                               const std::vector<std::filesystem::path>& roots);
 
 // Reads, tokenizes and cuts (kTexts, kTokenIds, kUri). InvalidArgument: not UTF-8, a line of the

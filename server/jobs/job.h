@@ -42,7 +42,7 @@ struct CalibrationSpec {
   std::vector<std::vector<int32_t>> token_ids;  // kTokenIds
   std::string uri;        // kUri: file:// .txt or .jsonl ({"text": ...} a line)
   int64_t samples = 128;  // sequences wanted
-  int64_t length = 512;   // tokens a sequence
+  int64_t length = 0;     // tokens a sequence; 0 = 512, or the model's context if smaller
   int64_t held_out = 0;   // further sequences kept for the evaluation; 0 = max(1, samples / 16)
   uint64_t seed = 1;      // self-calibration
 };

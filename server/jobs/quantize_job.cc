@@ -54,10 +54,10 @@ bool UsesCalibration(const QuantizeSpec& spec) {
   return spec.recipe.needs_moments() || spec.calibration.source != CalibrationSpec::Source::kSelf;
 }
 
-absl::StatusOr<std::string> DigestOfCalibration(const QuantizeSpec& spec,
+absl::StatusOr<std::string> DigestOfCalibration(const QuantizeSpec& spec, const ModelConfig& config,
                                                 const QuantizeEnvironment& env) {
   if (!UsesCalibration(spec)) return std::string("none");
-  return CalibrationDigest(spec.calibration, env.model_roots);
+  return CalibrationDigest(spec.calibration, config, env.model_roots);
 }
 
 // Two recipes that do the same have one key, whatever they are called.
@@ -83,12 +83,13 @@ absl::Status ModelExists(const std::string& name) {
 }
 
 // Whether the model of this name may be what the request would make, as far as can be told without
-// reading the source.
-absl::Status CheckName(const QuantizeSpec& spec, const QuantizeEnvironment& env) {
+// reading the source's weights.
+absl::Status CheckName(const QuantizeSpec& spec, const ModelConfig& config,
+                       const QuantizeEnvironment& env) {
   if (spec.overwrite || !env.catalog->Exists(spec.name)) return absl::OkStatus();
   const auto manifest = env.catalog->ReadManifest(spec.name);
   const auto recipe = manifest.ok() ? RecipeFromJson(manifest->recipe_json) : manifest.status();
-  const auto calibration = DigestOfCalibration(spec, env);
+  const auto calibration = DigestOfCalibration(spec, config, env);
   if (!calibration.ok()) return calibration.status();
   const bool same = recipe.ok() && RecipeKey(*recipe) == RecipeKey(spec.recipe) &&
                     manifest->calibration_digest == *calibration &&
@@ -178,7 +179,7 @@ absl::Status Run::OpenSource() {
   checkpoint_ = *std::move(checkpoint);
   auto digest = checkpoint_->Digest();
   if (!digest.ok()) return digest.status();
-  auto calibration = DigestOfCalibration(spec_, env_);
+  auto calibration = DigestOfCalibration(spec_, config(), env_);
   if (!calibration.ok()) return calibration.status();
 
   manifest_.name = spec_.name;
@@ -221,12 +222,13 @@ absl::Status Run::CheckDisk() {
 absl::Status Run::CheckMemoryDemand(bool on_device) {
   const CalibrationSpec& c = spec_.calibration;
   const bool evaluated = UsesCalibration(spec_);
+  const int64_t length = SequenceLength(c, config());
   if (on_device) {
-    return CheckMemory(PlanDeviceQuantizeMemory(config(), HeldOutSequences(c), c.length));
+    return CheckMemory(PlanDeviceQuantizeMemory(config(), HeldOutSequences(c), length));
   }
   const int64_t training = spec_.recipe.needs_moments() ? c.samples : 0;
   return CheckMemory(PlanQuantizeMemory(config(), spec_.recipe, training,
-                                        evaluated ? HeldOutSequences(c) : 0, c.length));
+                                        evaluated ? HeldOutSequences(c) : 0, length));
 }
 
 absl::Status Run::Calibrate() {
@@ -242,8 +244,8 @@ absl::Status Run::Calibrate() {
   progress_.Enter(JobState::kCalibrating, "generating calibration data", 0.02);
   const int64_t held_out = HeldOutSequences(calibration);
   auto sequences = GenerateCalibration(
-      *checkpoint_, calibration.samples + held_out, calibration.length, calibration.seed, pool_,
-      [&](double part) { progress_.Generated(part); }, stop_);
+      *checkpoint_, calibration.samples + held_out, SequenceLength(calibration, config()),
+      calibration.seed, pool_, [&](double part) { progress_.Generated(part); }, stop_);
   if (!sequences.ok()) return sequences.status();
   TakeSequences(SplitHeldOut(*std::move(sequences), held_out));
   return absl::OkStatus();
@@ -276,9 +278,8 @@ absl::Status Run::StartStreams() {
     MakeStreams();
     return absl::OkStatus();
   }
-  auto device = MakeDeviceQuantizer(
-      {*checkpoint_, spec_.recipe, *writer_, pool_, stop_, sequences_, training_,
-       env_.beside_answers});
+  auto device = MakeDeviceQuantizer({*checkpoint_, spec_.recipe, *writer_, pool_, stop_, sequences_,
+                                     training_, env_.beside_answers});
   if (device.ok()) {
     device_ = *std::move(device);
     if (!device_->warning().empty()) progress_.Warn(device_->warning());
@@ -476,7 +477,7 @@ absl::Status CheckQuantize(const QuantizeSpec& spec, const QuantizeEnvironment& 
     const auto status = CheckCalibration(spec.calibration, **checkpoint, env.model_roots);
     if (!status.ok()) return status;
   }
-  return CheckName(spec, env);
+  return CheckName(spec, (*checkpoint)->config(), env);
 }
 
 absl::StatusOr<Manifest> RunQuantizeJob(const Job& job, JobContext& context,

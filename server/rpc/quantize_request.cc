@@ -80,9 +80,9 @@ absl::StatusOr<CalibrationSpec> ToCalibration(const v1::Calibration& calibration
   if (calibration.has_seed()) spec.seed = calibration.seed();
   const int64_t most = limits::kCalibrationSequences;
   if (auto s = CheckRange("calibration.samples", spec.samples, 1, most); !s.ok()) return s;
-  if (auto s = CheckRange("calibration.length", spec.length, 16, limits::kCalibrationLength);
-      !s.ok()) {
-    return s;
+  if (calibration.has_length()) {
+    const int64_t longest = limits::kCalibrationLength;
+    if (auto s = CheckRange("calibration.length", spec.length, 16, longest); !s.ok()) return s;
   }
   if (auto s = CheckRange("calibration.held_out", spec.held_out, 0, most); !s.ok()) return s;
   return spec;

@@ -121,13 +121,16 @@ TEST_F(LoadCalibrationTest, LongTextsGoInPiecesOfWholeCharacters) {
 }
 
 TEST_F(LoadCalibrationTest, DigestsFollowTheContent) {
+  const auto digest = [&] {
+    return *CalibrationDigest(spec_, checkpoint_->config(), env_.model_roots);
+  };
   UseFile("a.txt", kText);
-  const std::string first = *CalibrationDigest(spec_, env_.model_roots);
-  EXPECT_EQ(*CalibrationDigest(spec_, env_.model_roots), first);
+  const std::string first = digest();
+  EXPECT_EQ(digest(), first);
   UseFile("b.txt", kText);
-  EXPECT_EQ(*CalibrationDigest(spec_, env_.model_roots), first);
+  EXPECT_EQ(digest(), first);
   UseFile("a.txt", kText + ".");
-  EXPECT_NE(*CalibrationDigest(spec_, env_.model_roots), first);
+  EXPECT_NE(digest(), first);
 }
 
 }  // namespace

@@ -553,6 +553,21 @@ TEST_F(QuantizeJobTest, CalibratesItselfRepeatably) {
             first->files.at("block-00000.safetensors").sha256);
 }
 
+TEST_F(QuantizeJobTest, SequencesAreNoLongerThanTheContextUnlessAsked) {
+  constexpr int64_t kContext = 256;  // of TinyModel: less than the usual 512
+  QuantizeSpec spec = SpecFor({});
+  spec.calibration.samples = 2;
+  spec.calibration.held_out = 1;
+  spec.calibration.length = 0;
+  spec.calibration.token_ids = {RandomIds(3 * kContext, TinyModel().vocab)};
+  ASSERT_TRUE(CheckQuantize(spec, env_).ok());
+  const auto made = Run(spec);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_EQ(context_.reports.back().calibration_tokens, 3 * kContext);
+  spec.calibration.length = kContext;
+  EXPECT_EQ(Run(spec)->content_key, made->content_key);  // what was meant is what counts
+}
+
 TEST_F(QuantizeJobTest, QuantizesGguf) {
   WriteTinyGguf({}, root() / "tiny.gguf");
   QuantizeSpec spec = SpecFor({});
