@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/sm_part.h"
 #include "llama3_8b.h"
+#include "random_calibration.h"
 #include "random_model.h"
 #include "random_weights.h"
 #include "server/engine/cuda_calibration.h"
@@ -93,7 +94,7 @@ class Job {
     host_.assign(block, 0.01f);
     staged_ = Must(cuda::Buffer::OnDevice(4 * block));
     for (cuda::Buffer& weights : weights_) weights = Must(cuda::Buffer::OnDevice(2 * widest));
-    Embed();
+    EmbedRandomTokens(config_, o_.samples, o_.length, *calibration_, stream_);
     for (int g = 0; g < 4; ++g) RunGroup(g, "all");
   }
   ~Job() { Stop(); }
@@ -117,20 +118,6 @@ class Job {
   int sms() const { return part_ != nullptr ? part_->sms() : 0; }
 
  private:
-  void Embed() {
-    const cuda::Buffer table = Must(cuda::Buffer::OnDevice(config_.vocab * config_.hidden * 4));
-    Must(RandomNormals(table.data<float>(), config_.vocab * config_.hidden, 1.0f, 99,
-                       stream_.get()));
-    std::mt19937 rng(1);
-    std::vector<std::vector<int32_t>> ids(o_.samples, std::vector<int32_t>(o_.length));
-    for (auto& sequence : ids) {
-      for (int32_t& id : sequence) id = static_cast<int32_t>(rng() % config_.vocab);
-    }
-    cuda::EmbeddingTable embedding;
-    embedding.kind = cuda::EmbeddingTable::Kind::kFp32, embedding.values = table.data();
-    Must(calibration_->Embed(embedding, nullptr, ids));
-  }
-
   void RunBlock() {
     if (o_.work == "copy") return std::this_thread::yield();
     calibration_->BeginBlock(0);

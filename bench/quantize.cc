@@ -19,14 +19,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/sm_part.h"
 #include "llama3_8b.h"
+#include "must.h"
 #include "peak_memory.h"
+#include "random_calibration.h"
 #include "random_weights.h"
 #include "server/engine/cuda_calibration.h"
 #include "server/quant/cuda_group.h"
@@ -41,15 +42,6 @@ struct Options {
   int samples = 128, length = 2048, bits = 4, group = 128, layers = 32, leave = 0;
   bool symmetric = false, recompute = false;
 };
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::fprintf(stderr, "quantize: %s\n", value.status().ToString().c_str());
-  std::exit(1);
-}
-void Must(const absl::Status& status) { Must<int>(status.ok() ? absl::StatusOr<int>(0) : status); }
-void Must(cudaError_t error) { Must(cuda::FromCuda(error, "cuda")); }
 
 Options Parse(int argc, char** argv) {
   Options o;
@@ -105,7 +97,7 @@ class Bench {
     for (const CudaGroupShape& s : shapes_) widest = std::max(widest, s.n() * s.k);
     mlp_ = Must(cuda::Buffer::OnDevice(2 * widest));
     other_ = Must(cuda::Buffer::OnDevice(2 * widest));
-    Embed();
+    EmbedRandomTokens(config_, o_.samples, o_.length, *calibration_, stream_);
   }
 
   void Run() {
@@ -124,20 +116,6 @@ class Bench {
   }
 
  private:
-  void Embed() {
-    const cuda::Buffer table = Must(cuda::Buffer::OnDevice(config_.vocab * config_.hidden * 4));
-    Must(RandomNormals(table.data<float>(), config_.vocab * config_.hidden, 1.0f, 99,
-                       stream_.get()));
-    std::mt19937 rng(1);
-    std::vector<std::vector<int32_t>> ids(o_.samples, std::vector<int32_t>(o_.length));
-    for (auto& sequence : ids) {
-      for (int32_t& id : sequence) id = static_cast<int32_t>(rng() % config_.vocab);
-    }
-    cuda::EmbeddingTable embedding;
-    embedding.kind = cuda::EmbeddingTable::Kind::kFp32, embedding.values = table.data();
-    Must(calibration_->Embed(embedding, nullptr, ids));
-  }
-
   void RunGroup(int64_t block, int g) {
     const LinearGroup group = kLinearGroups[g];
     const CudaGroupShape& shape = shapes_[g];

@@ -13,21 +13,11 @@
 #include <utility>
 #include <vector>
 
+#include "must.h"
 #include "server/engine/cuda_runner_impl.h"
 #include "server/model/config.h"
 
 namespace babai {
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::fprintf(stderr, "%s\n", value.status().ToString().c_str());
-  std::exit(1);
-}
-inline void Must(const absl::Status& status) {
-  Must<int>(status.ok() ? absl::StatusOr<int>(0) : status);
-}
-inline void Must(cudaError_t error) { Must(cuda::FromCuda(error, "cuda")); }
 
 // Of "1,4,16".
 inline std::vector<int> ParseList(const char* s) {
