@@ -2,7 +2,8 @@
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
-//        [--tile tokens,unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
+//        [--slice blocks,warps,ahead,shared_bytes] likewise, of slice_gemm.h
+//        [--tile unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
 //        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "kernels/cuda/packed_gemm.h"
+#include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
@@ -61,6 +63,7 @@ struct Options {
   bool asymmetric = false, early = true;
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
+  SliceGemmPlan slice;
   TileGemmPlan tile;
   WideGemmPlan wide;
 };
@@ -99,9 +102,12 @@ Options Parse(int argc, char** argv) {
     else if (flag == "--plan") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 3) o.plan = {v[0], v[1], v[2]};
+    } else if (flag == "--slice") {
+      const std::vector<int> v = ParseList(value());
+      if (v.size() == 4) o.slice = {v[0], v[1], v[2], v[3]};
     } else if (flag == "--tile") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 5) o.tile = {v[0], v[1], v[2], v[3], v[4]};
+      if (v.size() == 4) o.tile = {v[0], v[1], v[2], v[3]};
     } else if (flag == "--wide") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
@@ -209,7 +215,12 @@ class Bench {
                                   o_.early, stream));
       return;
     }
-    if (o_.tile.tokens > 0) {
+    if (o_.slice.blocks > 0) {
+      CHECK_CUDA(LaunchSliceGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype}, o_.slice,
+                                 o_.early, stream));
+      return;
+    }
+    if (o_.tile.blocks > 0) {
       CHECK_CUDA(
           LaunchTileGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype},
                          o_.tile, o_.early, stream));

@@ -15,6 +15,42 @@ namespace babai::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
+// `total` things shared out evenly: the first `extra` shares have one more than the rest.
+struct Shares {
+  int each, extra;
+
+  __device__ __forceinline__ int Begin(int i) const { return i * each + min(i, extra); }
+};
+
+// For cudaLaunchKernelEx(). `early`: may start while the stream's preceding kernel still runs.
+class LaunchConfig {
+ public:
+  LaunchConfig(dim3 grid, int threads, int64_t shared_bytes, cudaStream_t stream, bool early) {
+    config_.gridDim = grid, config_.blockDim = dim3(threads);
+    config_.dynamicSmemBytes = shared_bytes, config_.stream = stream;
+    attribute_.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute_.val.programmaticStreamSerializationAllowed = 1;
+    if (early) config_.attrs = &attribute_, config_.numAttrs = 1;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute attribute_{};
+  cudaLaunchConfig_t config_{};
+};
+
+// A kernel that may need more shared memory than a launch gives without asking.
+template <typename... Params, typename... Args>
+cudaError_t LaunchLarge(void (*kernel)(Params...), const LaunchConfig& config,
+                        const Args&... args) {
+  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(config.get()->dynamicSmemBytes));
+  return set != cudaSuccess ? set : cudaLaunchKernelEx(config.get(), kernel, args...);
+}
+
 template <typename T>
 struct AsGiven {
   using Type = T;
@@ -33,18 +69,8 @@ cudaError_t Launch(void (*kernel)(Params...), dim3 grid, int threads, int64_t sh
     set = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
   if (set != cudaSuccess) return set;
-  cudaLaunchAttribute attribute;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = queue.stream;
-  if (queue.early_start) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = 1;
-  }
-  return cudaLaunchKernelEx(&config, kernel, args...);
+  const LaunchConfig config(grid, threads, shared_bytes, queue.stream, queue.early_start);
+  return cudaLaunchKernelEx(config.get(), kernel, args...);
 }
 
 // The start of a step's kernel: the next one may set itself up, we wait for our input.

@@ -6,22 +6,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
 namespace {
-
-// Where tile_gemm.h becomes the faster (docs/perf/cuda_gemm.md).
-constexpr int kStreamBestTokens = 4;
-
-bool IsTiled(const PackedShape& shape, int m, const DeviceLimits& device) {
-  if (device.major != 9) return false;
-  return m > kStreamBestTokens ||
-         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages !=
-             kDeepStages[shape.bits];
-}
 
 absl::Status Check(const PackedGemmArgs& a) {
   const PackedShape& s = a.shape;
@@ -42,21 +33,39 @@ absl::Status Check(const PackedGemmArgs& a) {
   return absl::OkStatus();
 }
 
-absl::Status Tiled(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
-  if (args.m > kTileGemmTokens) {
-    const WideGemmPlan plan =
-        PlanWideGemm(args.shape, args.m, device.sms, device.shared_bytes);
-    return FromCuda(LaunchWideGemm({args.x, args.weights, args.y, args.workspace, args.shape,
-                                    args.m, args.dtype, args.ends},
-                                   plan, args.early_start, stream),
-                    "PackedGemm");
-  }
-  // Two of these beside one another are slower, whatever stands between them (measured).
-  const TileGemmPlan plan =
-      PlanTileGemm(args.shape, args.m, device.sms, device.shared_bytes, Turn::kWide);
-  return FromCuda(LaunchTileGemm({args.x, args.weights, args.y, args.workspace, args.shape, args.m,
-                                  args.dtype, args.ends},
-                                 plan, args.early_start, stream),
+// The longer k is, the less room has x in shared memory.
+bool IsStreamed(const PackedShape& shape, int m, const DeviceLimits& device) {
+  return m <= kStreamMaxTokens &&
+         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages > 0;
+}
+
+absl::Status Streamed(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+  const StreamGemmPlan plan = PlanStreamGemm(a.shape, a.m, device.sms, device.shared_bytes, a.turn);
+  return FromCuda(LaunchStreamGemm({a.x, a.weights, a.y, a.shape, a.m, a.dtype, a.ends}, plan,
+                                   a.early_start && device.major >= 9, stream),
+                  "PackedGemm");
+}
+
+absl::Status Sliced(const PackedGemmArgs& a, const DeviceLimits& device, const void* x, void* y,
+                    int m, cudaStream_t stream) {
+  const SliceGemmPlan plan = PlanSliceGemm(a.shape, m, device.sms, device.shared_bytes);
+  if (plan.warps == 0) return absl::InvalidArgumentError("PackedGemm: too little shared memory");
+  return FromCuda(LaunchSliceGemm({x, a.weights, y, a.shape, m, a.dtype, a.ends}, plan,
+                                  a.early_start && device.major >= 9, stream),
+                  "PackedGemm");
+}
+
+absl::Status Tiled(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+  const TileGemmPlan plan = PlanTileGemm(a.shape, device.sms, device.shared_bytes);
+  return FromCuda(LaunchTileGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
+                                 plan, a.early_start, stream),
+                  "PackedGemm");
+}
+
+absl::Status Wide(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+  const WideGemmPlan plan = PlanWideGemm(a.shape, a.m, device.sms, device.shared_bytes);
+  return FromCuda(LaunchWideGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
+                                 plan, a.early_start, stream),
                   "PackedGemm");
 }
 
@@ -68,31 +77,14 @@ int64_t OutputBytes(const PackedGemmArgs& args) {
   return args.ends.output == GemmOutput::kGate ? n / 2 * kElement : n * kElement;
 }
 
-// Eight tokens at a time.
-absl::Status Streamed(const PackedGemmArgs& args, const DeviceLimits& device, cudaStream_t stream) {
-  const bool normed = args.ends.norm != nullptr;
-  const int64_t x_bytes = int64_t{args.shape.k} * (normed ? 4 : 2), y_bytes = OutputBytes(args);
-  for (int done = 0, m = 0; done < args.m; done += m) {
-    m = std::min(kStreamMaxTokens, args.m - done);
-    StreamGemmPlan plan;
-    // The longer k is, the fewer tokens fit shared memory beside the weights on their way.
-    for (;; m /= 2) {
-      plan = PlanStreamGemm(args.shape, m, device.sms, device.shared_bytes, args.turn);
-      if (plan.stages > 0) break;
-      if (m == 1)
-        return absl::InvalidArgumentError(
-            absl::StrCat("PackedGemm: k ", args.shape.k, " is too long"));
-    }
-    const StreamGemmArgs part{static_cast<const char*>(args.x) + done * x_bytes,
-                              args.weights,
-                              static_cast<char*>(args.y) + done * y_bytes,
-                              args.shape,
-                              m,
-                              args.dtype,
-                              args.ends};
-    const bool early = args.early_start && device.major >= 9;
-    absl::Status launched = FromCuda(LaunchStreamGemm(part, plan, early, stream), "PackedGemm");
-    if (!launched.ok()) return launched;
+// What has no kernel of its own on this device: eight tokens at a time.
+absl::Status InEights(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+  const int64_t x_bytes = int64_t{a.shape.k} * 2, y_bytes = OutputBytes(a);
+  for (int done = 0, m = 0; done < a.m; done += m) {
+    m = std::min(kSliceMaxTokens, a.m - done);
+    const absl::Status sliced = Sliced(a, device, static_cast<const char*>(a.x) + done * x_bytes,
+                                       static_cast<char*>(a.y) + done * y_bytes, m, stream);
+    if (!sliced.ok()) return sliced;
   }
   return absl::OkStatus();
 }
@@ -118,7 +110,7 @@ int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
 }
 
 bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device) {
-  return !IsTiled(shape, m, device) && StreamGemmTakesNorm(shape.k, m);
+  return StreamGemmTakesNorm(shape.k, m) && IsStreamed(shape, m, device);
 }
 
 absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
@@ -127,8 +119,10 @@ absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
   if (args.ends.norm != nullptr && !PackedGemmTakesNorm(args.shape, args.m, device)) {
     return absl::InvalidArgumentError("PackedGemm: no norm of so many tokens");
   }
-  if (IsTiled(args.shape, args.m, device)) return Tiled(args, device, stream);
-  return Streamed(args, device, stream);
+  // Where one becomes faster than the next: docs/perf/cuda_gemm.md.
+  if (IsStreamed(args.shape, args.m, device)) return Streamed(args, device, stream);
+  if (args.m <= kSliceMaxTokens || device.major != 9) return InEights(args, device, stream);
+  return args.m <= kTileGemmTokens ? Tiled(args, device, stream) : Wide(args, device, stream);
 }
 
 }  // namespace babai::cuda

@@ -6,6 +6,31 @@
 
 namespace babai::cuda {
 
+template <int kBits, int kGroup, bool kAsymmetric>
+constexpr int kRecordBytes =
+    PackedShape{kStripRows, kTileCols, kBits, kGroup, kAsymmetric}.record_bytes();
+
+// launch.operator()<T, kGroup>() for the element type and the group, which kernels are made for.
+template <typename Launch>
+cudaError_t ForFormat(Dtype dtype, int group, const Launch& launch) {
+  const auto for_group = [&]<typename T>() {
+    switch (group) {
+      case 0:
+        return launch.template operator()<T, 0>();
+      case 32:
+        return launch.template operator()<T, 32>();
+      case 64:
+        return launch.template operator()<T, 64>();
+      case 128:
+        return launch.template operator()<T, 128>();
+      default:
+        return cudaErrorInvalidValue;
+    }
+  };
+  return dtype == Dtype::kFp16 ? for_group.template operator()<__half>()
+                               : for_group.template operator()<__nv_bfloat16>();
+}
+
 // Sums are arrays [eight tokens][4] of a lane: rows g and g + 8 of a tile, tokens 2t and 2t + 1.
 // The plain sums of x, which the zero points multiply (see dequant.cuh), lie in the same places.
 template <int kEights>
@@ -46,6 +71,20 @@ __device__ __forceinline__ void AddScaled(float (&total)[kEights][4],
   }
 }
 
+// With a group a row: the sums of a row's integers become those of its weights.
+template <int kBits, typename T, int kEights>
+__device__ __forceinline__ void ScaleRows(float (&sums)[kEights][4], const float (&x)[kEights][4],
+                                          const RowPairMeta& at, bool asymmetric, int lane) {
+  float scaled[kEights][4];
+  Clear(scaled);
+  AddScaled<kBits, T>(scaled, sums, x, at, asymmetric, lane);
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[e][j] = scaled[e][j];
+  }
+}
+
 // What turns a total into units of y: for row g and for row g + 8.
 template <int kBits, typename T>
 struct TotalUnit {
@@ -53,64 +92,77 @@ struct TotalUnit {
   static constexpr float kRow = 1 / F::kUnit, kRow8 = 1 / (F::kUnit * F::kRow8);
 };
 
-// Works through kTiles tiles of rows at the same 128 columns. With groups, `run` holds the sums of
-// the current group and `total` takes them scaled; with a group a row, `run` collects all it is
-// given. kSumX: makes the sums of x; otherwise `x` already has those of the one group. tile_at(i):
-// tile i, in shared memory. load_x(half, e, b): operand B of eight tokens and 64 columns, as two
-// LoadMatrix4 give it.
-template <int kBits, typename T, int kGroup, int kTiles, int kEights, typename TileAt,
-          typename LoadX>
-__device__ __forceinline__ void AddTiles(const TileAt& tile_at, const LoadX& load_x,
-                                         bool asymmetric, uint32_t wide_exponent, int lane,
-                                         float (&run)[kTiles][kEights][4], float (&x)[kEights][4],
-                                         float (&total)[kTiles][kEights][4]) {
-  constexpr int kStepsPerGroup = (kGroup == 0 ? kTileCols : kGroup) / kStepCols;
-  constexpr int kCodeBytes = kTileRows * kTileCols * kBits / 8;
-  constexpr int kGroups = kGroup == 0 ? 0 : kTileCols / kGroup;
-  // The sums of x too come from the tensor cores, which have time to spare: ones for weights.
+// Operand B of half a k tile, x of eight tokens and 64 columns, as two LoadMatrix4() give it.
+using XHalf = uint32_t[2][4];
+
+// How the 128 columns of a k tile fall into groups; a group a row counts as one.
+template <int kGroup>
+struct TileGroups {
+  static constexpr int kCount = kGroup == 0 ? 1 : kTileCols / kGroup;
+  static constexpr int kSteps = kTileCols / kStepCols / kCount;  // of a group
+};
+
+// sums += the sums of x over step `step` of a half. They come from the tensor cores, which have
+// time to spare: ones for weights.
+template <typename T, int kEights>
+__device__ __forceinline__ void SumX(const XHalf (&x)[kEights], int step,
+                                     float (&sums)[kEights][4]) {
   constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
   constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+  for (int e = 0; e < kEights; ++e)
+    Mma<T>(sums[e], ones, x[e][step / 2][step % 2 * 2], x[e][step / 2][step % 2 * 2 + 1]);
+}
+
+// Adds a record in shared memory times x to `total`; with a group a row, without its scale.
+// load_x(half, x): operand B. kSumX: x_sums is one, made here group by group, or with a group a row
+// added to; otherwise it holds the sums of each group of the tile.
+template <int kBits, typename T, int kGroup, bool kSumX, int kEights, int kSums, typename LoadX>
+__device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
+                                          const LoadX& load_x, float (&x_sums)[kSums][kEights][4],
+                                          bool asymmetric, uint32_t wide_exponent, int lane,
+                                          float (&total)[kStripTiles][kEights][4]) {
   using F = Fragment<kBits, T>;
+  using Groups = TileGroups<kGroup>;
+  constexpr int kCodeBytes = kTileRows * kTileCols * kBits / 8;
   const uint32_t exponent = F::kHalf ? 0 : wide_exponent;
+  float run[kStripTiles][kEights][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    uint32_t w[kTiles][kBits], b[kEights][2][4];
+    uint32_t w[kStripTiles][kBits];
+    XHalf x[kEights];
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-      LoadWords<kBits>(w[i], tile_at(i) + half * kCodeBytes / 2, lane);
+    for (int i = 0; i < kStripTiles; ++i)
+      LoadWords<kBits>(w[i], record + i * tile_bytes + half * kCodeBytes / 2, lane);
+    load_x(half, x);
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) load_x(half, e, b[e]);
+    for (int s = 0; s < kStepsPerHalf; ++s) {
+      const int step = half * kStepsPerHalf + s, group = step / Groups::kSteps;
+      const bool first = kGroup != 0 && step % Groups::kSteps == 0;
 #pragma unroll
-    for (int step = 0; step < kStepsPerHalf; ++step) {
-      const int at = half * kStepsPerHalf + step, group = at / kStepsPerGroup;
-      if (kGroup != 0 && at % kStepsPerGroup == 0) {
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i) Clear(run[i]);
-        Clear(x);
-      }
-      const auto b0 = [&](int e) { return b[e][step / 2][step % 2 * 2]; };
-      const auto b1 = [&](int e) { return b[e][step / 2][step % 2 * 2 + 1]; };
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
+      for (int i = 0; i < kStripTiles; ++i) {
+        if (first) Clear(run[i]);
         uint32_t a[4];
-        if (step == 0) Dequantize<kBits, T, 0>(a, w[i], exponent);
-        if (step == 1) Dequantize<kBits, T, 1>(a, w[i], exponent);
-        if (step == 2) Dequantize<kBits, T, 2>(a, w[i], exponent);
-        if (step == 3) Dequantize<kBits, T, 3>(a, w[i], exponent);
+        if (s == 0) Dequantize<kBits, T, 0>(a, w[i], exponent);
+        if (s == 1) Dequantize<kBits, T, 1>(a, w[i], exponent);
+        if (s == 2) Dequantize<kBits, T, 2>(a, w[i], exponent);
+        if (s == 3) Dequantize<kBits, T, 3>(a, w[i], exponent);
+        auto& sums = kGroup == 0 ? total[i] : run[i];
 #pragma unroll
-        for (int e = 0; e < kEights; ++e) Mma<T>(run[i][e], a, b0(e), b1(e));
+        for (int e = 0; e < kEights; ++e)
+          Mma<T>(sums[e], a, x[e][s / 2][s % 2 * 2], x[e][s / 2][s % 2 * 2 + 1]);
       }
-#pragma unroll
-      for (int e = 0; e < kEights; ++e) {
-        Mma<T>(x[e], ones, b0(e), b1(e));
+      if (kSumX) {
+        if (first) Clear(x_sums[0]);
+        SumX<T>(x, s, x_sums[0]);
       }
-      if (kGroup != 0 && at % kStepsPerGroup == kStepsPerGroup - 1) {
+      if (kGroup != 0 && step % Groups::kSteps == Groups::kSteps - 1) {
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-          const uint8_t* meta = tile_at(i) + kCodeBytes;
-          AddScaled<kBits, T>(total[i], run[i], x,
-                              {meta + group * 32, meta + kGroups * 32 + group * 16}, asymmetric,
-                              lane);
+        for (int i = 0; i < kStripTiles; ++i) {
+          const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
+          AddScaled<kBits, T>(total[i], run[i], x_sums[kSumX ? 0 : group],
+                              {meta + group * 32, meta + Groups::kCount * 32 + group * 16},
+                              asymmetric, lane);
         }
       }
     }

@@ -5,13 +5,13 @@
 namespace babai::cuda {
 
 extern template cudaError_t LaunchStreamGemmBits<2>(const StreamGemmParams&, const PackedShape&,
-                                                    Dtype, const cudaLaunchConfig_t&);
+                                                    Dtype, const LaunchConfig&);
 extern template cudaError_t LaunchStreamGemmBits<3>(const StreamGemmParams&, const PackedShape&,
-                                                    Dtype, const cudaLaunchConfig_t&);
+                                                    Dtype, const LaunchConfig&);
 extern template cudaError_t LaunchStreamGemmBits<4>(const StreamGemmParams&, const PackedShape&,
-                                                    Dtype, const cudaLaunchConfig_t&);
+                                                    Dtype, const LaunchConfig&);
 extern template cudaError_t LaunchStreamGemmBits<8>(const StreamGemmParams&, const PackedShape&,
-                                                    Dtype, const cudaLaunchConfig_t&);
+                                                    Dtype, const LaunchConfig&);
 
 namespace {
 
@@ -77,17 +77,9 @@ cudaError_t LaunchStreamGemm(const StreamGemmArgs& args, const StreamGemmPlan& p
   p.x = args.x, p.y = args.y, p.ends = args.ends;
   p.weights = static_cast<const uint8_t*>(args.weights);
 
-  cudaLaunchAttribute attribute;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(plan.blocks);
-  config.blockDim = dim3(kStreamThreads);
-  config.dynamicSmemBytes = std::max<int64_t>(shared_bytes, plan.shared_bytes);
-  config.stream = stream;
-  if (early_start) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = 1;
-  }
+  const LaunchConfig config(dim3(plan.blocks), kStreamThreads,
+                            std::max<int64_t>(shared_bytes, plan.shared_bytes), stream,
+                            early_start);
   switch (args.shape.bits) {
     case 2:
       return LaunchStreamGemmBits<2>(p, args.shape, args.dtype, config);

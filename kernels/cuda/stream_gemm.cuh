@@ -18,10 +18,6 @@ constexpr int kXArrivals =
 constexpr int kXPadBytes = 16;  // a row stride of 16 mod 128 bytes: ldmatrix without conflicts
 constexpr int kSlotColumn = kStripRows + 4;  // 4 mod 32 words: a warp's sums go to distinct banks
 
-template <int kBits, int kGroup, bool kAsymmetric>
-constexpr int kRecordBytes =
-    PackedShape{kStripRows, kTileCols, kBits, kGroup, kAsymmetric}.record_bytes();
-
 // Copies up to kBytes of the next records, `left` of which there are, by all lanes of a warp.
 template <int kBytes, int kRecord>
 __device__ __forceinline__ void CopyRecords(uint32_t to, const uint8_t* from, int left, int lane) {
@@ -33,13 +29,6 @@ __device__ __forceinline__ void CopyRecords(uint32_t to, const uint8_t* from, in
     if (whole || b + lane * 16 < bytes) CopyAsync16(to + b + lane * 16, from + b + lane * 16);
   }
 }
-
-// `total` things shared out evenly: the first `extra` shares have one more than the rest.
-struct Shares {
-  int each, extra;
-
-  __device__ __forceinline__ int Begin(int i) const { return i * each + min(i, extra); }
-};
 
 // What the host works out once a launch: a division here costs every warp tens of instructions, in
 // a kernel that has only thousands.
@@ -157,9 +146,8 @@ struct NormedX {
 // Puts a warp's sums of one strip into its slot, [token][row], in units of y, and clears them.
 template <int kBits, typename T, int kGroup, bool kAsymmetric>
 __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
-                                          float (&run)[kStripTiles][1][4], float (&x)[1][4],
-                                          float (&total)[kStripTiles][1][4], float* slot,
-                                          int lane) {
+                                          float (&total)[kStripTiles][1][4], float (&x)[1][4],
+                                          float* slot, int lane) {
   using Unit = TotalUnit<kBits, T>;
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -167,7 +155,7 @@ __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
     float(&sums)[4] = total[i][0];
     if constexpr (kGroup == 0) {
       const int64_t row_tile = strip * kStripTiles + i;
-      AddScaled<kBits, T>(total[i], run[i], x,
+      ScaleRows<kBits, T>(total[i], x,
                           {p.weights + p.row_meta_offset + row_tile * kTileRows * 2,
                            p.weights + p.row_zeros_offset + row_tile * kTileRows},
                           kAsymmetric, lane);
@@ -179,7 +167,7 @@ __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
 #pragma unroll
     for (int j = 0; j < 4; ++j) sums[j] = 0;
   }
-  if (kGroup == 0) Clear(run[0]), Clear(run[1]), Clear(x);
+  if (kGroup == 0) Clear(x);
 }
 
 // Two blocks' registers fit an SM, so that the next kernel's can be there beside this one's.
@@ -253,7 +241,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   // Work through the records. Sums stay in registers while the strip stays the same.
   const int slot_floats = kSlotColumn * p.m;
   const uint32_t x_lane = SharedAddress(x.rows) + min(lane % 8, p.m - 1) * x.stride + lane / 8 * 16;
-  float run[kStripTiles][1][4] = {}, total[kStripTiles][1][4] = {}, x_sums[1][4] = {};
+  float total[kStripTiles][1][4] = {}, x_sums[1][1][4] = {};
   int strip = p.k_tiles == 1 ? begin : __umulhi(begin, p.over_k_tiles);
   int tile = begin - strip * p.k_tiles, stage = 0;
 #pragma unroll 1
@@ -273,18 +261,17 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
 #pragma unroll 1
     for (; at < behind; ++at, record += kRecord) {
       const uint32_t x_tile = x_lane + tile * kTileCols * 2;
-      const auto load_x = [&](int half, int, uint32_t(&b)[2][4]) {
-        LoadMatrix4(b[0], x_tile + half * kHalfCols * 2);
-        LoadMatrix4(b[1], x_tile + half * kHalfCols * 2 + 64);
+      const auto load_x = [&](int half, XHalf(&b)[1]) {
+        LoadMatrix4(b[0][0], x_tile + half * kHalfCols * 2);
+        LoadMatrix4(b[0][1], x_tile + half * kHalfCols * 2 + 64);
       };
-      const auto tile_at = [&](int i) { return record + i * (kRecord / kStripTiles); };
-      AddTiles<kBits, T, kGroup>(tile_at, load_x, kAsymmetric, p.exponent, lane, run, x_sums,
-                                 total);
+      AddRecord<kBits, T, kGroup, true>(record, kRecord / kStripTiles, load_x, x_sums, kAsymmetric,
+                                        p.exponent, lane, total);
       const bool strip_ends = ++tile == p.k_tiles;
       if (strip_ends || at + 1 == end) {
         // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1,
         // and warp + strip numbers them.
-        StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, run, x_sums, total,
+        StoreSlot<kBits, T, kGroup, kAsymmetric>(p, strip0 + strip, total, x_sums[0],
                                                  slots + (warp + strip) * slot_floats, lane);
         tile = 0, ++strip;
       }
@@ -327,44 +314,11 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
 // Instantiated once a width, in stream_gemm_w*.cu, to compile in parallel.
 template <int kBits>
 cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, const PackedShape& shape, Dtype dtype,
-                                 const cudaLaunchConfig_t& config);
-
-template <int kBits, typename T, int kGroup, bool kAsymmetric>
-cudaError_t LaunchStreamGemmKernel(const StreamGemmParams& p, const cudaLaunchConfig_t& config) {
-  const auto kernel = StreamGemmKernel<kBits, T, kGroup, kAsymmetric>;
-  const int bytes = static_cast<int>(config.dynamicSmemBytes);
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  return set != cudaSuccess ? set : cudaLaunchKernelEx(&config, kernel, p);
-}
-
-template <int kBits, typename T, bool kAsymmetric>
-cudaError_t LaunchStreamGemmGroup(const StreamGemmParams& p, int group,
-                                  const cudaLaunchConfig_t& config) {
-  switch (group) {
-    case 0:
-      return LaunchStreamGemmKernel<kBits, T, 0, kAsymmetric>(p, config);
-    case 32:
-      return LaunchStreamGemmKernel<kBits, T, 32, kAsymmetric>(p, config);
-    case 64:
-      return LaunchStreamGemmKernel<kBits, T, 64, kAsymmetric>(p, config);
-    case 128:
-      return LaunchStreamGemmKernel<kBits, T, 128, kAsymmetric>(p, config);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
-template <int kBits>
-cudaError_t LaunchStreamGemmBits(const StreamGemmParams& p, const PackedShape& shape, Dtype dtype,
-                                 const cudaLaunchConfig_t& config) {
-  const bool half = dtype == Dtype::kFp16;
-  if (shape.asymmetric) {
-    return half ? LaunchStreamGemmGroup<kBits, __half, true>(p, shape.group, config)
-                : LaunchStreamGemmGroup<kBits, __nv_bfloat16, true>(p, shape.group, config);
-  }
-  return half ? LaunchStreamGemmGroup<kBits, __half, false>(p, shape.group, config)
-              : LaunchStreamGemmGroup<kBits, __nv_bfloat16, false>(p, shape.group, config);
+                                 const LaunchConfig& config) {
+  return ForFormat(dtype, shape.group, [&]<typename T, int kGroup>() {
+    return shape.asymmetric ? LaunchLarge(StreamGemmKernel<kBits, T, kGroup, true>, config, p)
+                            : LaunchLarge(StreamGemmKernel<kBits, T, kGroup, false>, config, p);
+  });
 }
 
 }  // namespace babai::cuda

@@ -1,6 +1,6 @@
 // y = x * W^T for few tokens: each warp streams its own stretch of W through its own ring.
 //
-//   regime    m in 1..8, where reading W is all the cost; on Hopper up to 4
+//   regime    m in 1..2, where reading W is all the cost
 //   roof      PackedShape::bytes() over memory bandwidth
 //   method    weights are operand A (16 rows) of mma.m16n8k16, tokens its 8 columns. A block owns
 //             some strips; its eight warps split their records into contiguous runs. Each warp has
@@ -25,7 +25,7 @@
 
 namespace babai::cuda {
 
-constexpr int kStreamMaxTokens = 8;
+constexpr int kStreamMaxTokens = 2;
 constexpr int kStreamWarps = 8;  // more gain nothing (docs/perf/cuda_gemm.md)
 
 // Of a warp's ring, by the bits of a weight: the records of a unit, which is what is waited for,
@@ -67,8 +67,13 @@ constexpr int64_t SharedOfTurn(int64_t shared_bytes, Turn turn) {
   return turn == Turn::kWide ? half + 1024 : half - 1024;
 }
 
-// Whether x may be normed on its way in: each thread keeps what it has of a row in registers. At
-// four tokens, which would need twice these, a kernel for the norm is as fast (measured).
+// Of an SM that gives one block at most `shared_bytes`: so much that two blocks do not fit, but
+// other kernels' do.
+constexpr int64_t MoreThanHalf(int64_t shared_bytes) {
+  return SharedOfTurn(shared_bytes, Turn::kWide);
+}
+
+// Whether x may be normed on its way in: each thread keeps what it has of a row in registers.
 constexpr int kNormQuads = 8;  // of a thread, four neighbours each
 constexpr bool StreamGemmTakesNorm(int k, int m) {
   return m <= kStreamMaxTokens && k <= kStreamWarps / m * kLanes * kNormQuads * 4;

@@ -3,5 +3,5 @@
 
 namespace babai::cuda {
 template cudaError_t LaunchStreamGemmBits<3>(const StreamGemmParams&, const PackedShape&, Dtype,
-                                             const cudaLaunchConfig_t&);
+                                             const LaunchConfig&);
 }  // namespace babai::cuda

@@ -10,10 +10,7 @@ namespace babai::cuda {
 
 // A copying warp: its share of the strips of W for a ring full of stages at once, its share of x
 // when the preceding kernel is done. One lane does it all: copies take a warp's common registers.
-template <typename Shape>
 struct TileCopier {
-  static constexpr int kTokens = Shape::kTokens, kStrips = Shape::kRows / kStripRows;
-
   const TileGemmParams& p;
   const CUtensorMap* map;
   uint32_t smem, full, empty;
@@ -26,14 +23,15 @@ struct TileCopier {
   __device__ __forceinline__ int Boxes(int tiles) const {
     return (tiles * (kTileCols / kXBoxCols) + kTileCopyWarps - 1 - warp) / kTileCopyWarps;
   }
-  __device__ __forceinline__ void CopyWeights(const TileCursor& at, int strip0) const {
+  __device__ __forceinline__ void CopyWeights(const TileCursor& at) const {
+    const int strip0 = at.tile * kTileStrips;
     const int tiles = Tiles(at), bytes = tiles * p.record_bytes, strips = p.strips - strip0;
     const uint32_t bar = full + at.stage * 8, to = smem + p.ring + at.stage * p.stage_bytes;
-    const int mine = min(kStrips, strips) + kTileCopyWarps - 1 - warp;
-    BarrierArriveExpect(bar,
-                        mine / kTileCopyWarps * bytes + Boxes(tiles) * kTokens * kXBoxCols * 2);
+    const int mine = min(kTileStrips, strips) + kTileCopyWarps - 1 - warp;
+    BarrierArriveExpect(
+        bar, mine / kTileCopyWarps * bytes + Boxes(tiles) * kTileGemmTokens * kXBoxCols * 2);
 #pragma unroll
-    for (int i = 0; i < kStrips / kTileCopyWarps; ++i) {
+    for (int i = 0; i < kTileStrips / kTileCopyWarps; ++i) {
       const int strip = warp + i * kTileCopyWarps;
       if (strip < strips) {
         BulkCopy(to + strip * p.unit_tiles * p.record_bytes,
@@ -43,43 +41,29 @@ struct TileCopier {
       }
     }
   }
-  __device__ __forceinline__ void CopyX(const TileCursor& at, int token0) const {
+  __device__ __forceinline__ void CopyX(const TileCursor& at) const {
     const uint32_t to = smem + p.ring + at.stage * p.stage_bytes + p.x_offset;
     const int boxes = Tiles(at) * (kTileCols / kXBoxCols);
 #pragma unroll 1
     for (int box = warp; box < boxes; box += kTileCopyWarps) {
-      TensorCopy(to + box * kTokens * kXBoxCols * 2, map,
-                 at.unit * p.unit_tiles * kTileCols + box * kXBoxCols, token0, full + at.stage * 8);
+      TensorCopy(to + box * kTileGemmTokens * kXBoxCols * 2, map,
+                 at.unit * p.unit_tiles * kTileCols + box * kXBoxCols, 0, full + at.stage * 8);
     }
   }
-  // A cursor and the place of its tile, worked out once a tile.
-  struct Place {
-    TileCursor at;
-    int strip0, token0;
-
-    __device__ __forceinline__ Place(const TileGemmParams& p, const TileCursor& cursor)
-        : at(cursor) {
-      Locate(p);
-    }
-    __device__ __forceinline__ void Locate(const TileGemmParams& p) {
-      const int row_tile = p.token_tiles == 1 ? at.tile : at.tile / p.token_tiles;
-      strip0 = row_tile * kStrips, token0 = (at.tile - row_tile * p.token_tiles) * kTokens;
-    }
-    __device__ __forceinline__ void Next(const TileGemmParams& p) {
-      at.NextStage(p.stages);
-      if (++at.unit == at.end) at.NextTile(p.units), Locate(p);
-    }
-  };
+  __device__ __forceinline__ void Next(TileCursor* at) const {
+    at->NextStage(p.stages);
+    if (++at->unit == at->end) at->NextTile(p.units);
+  }
   __device__ void Run(const TileCursor& first, int units) const {
-    Place weights(p, first), x = weights;
+    TileCursor weights = first, x = first;
     const int ahead = min(units, p.stages);
-    for (int i = 0; i < ahead; ++i) CopyWeights(weights.at, weights.strip0), weights.Next(p);
+    for (int i = 0; i < ahead; ++i) CopyWeights(weights), Next(&weights);
     LetNextKernelStart();
     WaitForPrecedingKernel();
-    for (int i = 0; i < ahead; ++i) CopyX(x.at, x.token0), x.Next(p);
+    for (int i = 0; i < ahead; ++i) CopyX(x), Next(&x);
     for (int i = ahead; i < units; ++i) {
-      BarrierWait(empty + x.at.stage * 8, x.at.parity ^ 1);
-      CopyWeights(x.at, x.strip0), CopyX(x.at, x.token0), x.Next(p);
+      BarrierWait(empty + x.stage * 8, x.parity ^ 1);
+      CopyWeights(x), CopyX(x), Next(&x);
     }
   }
 };

@@ -1,25 +1,24 @@
 #include <algorithm>
 
-#include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm.cuh"
 
 namespace babai::cuda {
 
-extern template cudaError_t LaunchTileGemmBits<2>(const TileGemmParams&, const CUtensorMap&,
-                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchTileGemmBits<3>(const TileGemmParams&, const CUtensorMap&,
-                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchTileGemmBits<4>(const TileGemmParams&, const CUtensorMap&,
-                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
-extern template cudaError_t LaunchTileGemmBits<8>(const TileGemmParams&, const CUtensorMap&,
-                                                  const TileGemmFormat&, const cudaLaunchConfig_t&);
+extern template cudaError_t LaunchTileGemmBits<2>(const TileGemmParams&, const CUtensorMap&, int,
+                                                  Dtype, const LaunchConfig&);
+extern template cudaError_t LaunchTileGemmBits<3>(const TileGemmParams&, const CUtensorMap&, int,
+                                                  Dtype, const LaunchConfig&);
+extern template cudaError_t LaunchTileGemmBits<4>(const TileGemmParams&, const CUtensorMap&, int,
+                                                  Dtype, const LaunchConfig&);
+extern template cudaError_t LaunchTileGemmBits<8>(const TileGemmParams&, const CUtensorMap&, int,
+                                                  Dtype, const LaunchConfig&);
 
 namespace {
 
 constexpr int kMailOffset = 1024;  // barriers before it
-// Behind the mail of RecordWorker::Swap(); operand B wants multiples of 1024.
-int RingOffset(int tokens) { return kMailOffset + kTileGemmRows * tokens * 4 * 2; }
+// Behind the mail of RecordWorker::Meet(); swizzled x wants multiples of 1024.
+constexpr int kRingOffset = kMailOffset + kTileGemmRows * kTileGemmTokens * 4;
 constexpr int kLeastTileStages = 2, kMaxTileStages = 48;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -29,7 +28,7 @@ int64_t WeightsOfStage(const PackedShape& s, const TileGemmPlan& plan) {
   return AlignUp(int64_t{kTileGemmRows} / kStripRows * plan.unit_tiles * s.record_bytes(), 1024);
 }
 int64_t StageBytes(const PackedShape& s, const TileGemmPlan& plan) {
-  return WeightsOfStage(s, plan) + int64_t{plan.unit_tiles} * plan.tokens * kTileCols * 2;
+  return WeightsOfStage(s, plan) + int64_t{plan.unit_tiles} * kTileGemmTokens * kTileCols * 2;
 }
 
 TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
@@ -38,22 +37,19 @@ TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
   p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y, p.ends = a.ends;
   p.workspace = static_cast<uint32_t*>(a.workspace);
   p.m = a.m, p.n = s.n;
-  p.token_tiles = static_cast<int>(CeilDiv(a.m, plan.tokens));
   p.strips = s.strips(), p.k_tiles = s.k_tiles();
   p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
   p.units = static_cast<int>(CeilDiv(p.k_tiles, plan.unit_tiles));
-  const int64_t work = CeilDiv(s.n, kTileGemmRows) * p.token_tiles * p.units;
+  const int64_t work = CeilDiv(s.n, kTileGemmRows) * p.units;
   p.share = static_cast<int>(work / plan.blocks), p.extra = static_cast<int>(work % plan.blocks);
   p.exponent = Fragment<4, __nv_bfloat16>::kExponent;
-  p.reload = s.groups_per_tile(), p.asymmetric = s.asymmetric;
-  while (s.group > kStepCols << p.group_shift) ++p.group_shift;
-  p.zeros_offset = s.groups_per_tile() * kTileRows * 2;
+  p.asymmetric = s.asymmetric;
   p.record_bytes = s.record_bytes(), p.tile_bytes = s.tile_bytes();
   p.strip_bytes = s.strip_bytes();
   p.row_scales = s.row_meta_offset();
   p.row_zeros = p.row_scales + int64_t{s.strips()} * kStripRows * 2;
   p.stage_bytes = static_cast<int>(StageBytes(s, plan));
-  p.x_offset = static_cast<int>(WeightsOfStage(s, plan)), p.ring = RingOffset(plan.tokens),
+  p.x_offset = static_cast<int>(WeightsOfStage(s, plan)), p.ring = kRingOffset;
   p.mail = kMailOffset;
   return p;
 }
@@ -61,29 +57,25 @@ TileGemmParams MakeParams(const TileGemmArgs& a, const TileGemmPlan& plan) {
 }  // namespace
 
 int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan) {
-  return RingOffset(plan.tokens) + plan.stages * StageBytes(shape, plan);
+  return kRingOffset + plan.stages * StageBytes(shape, plan);
 }
 
-TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                          Turn turn) {
+TileGemmPlan PlanTileGemm(const PackedShape& shape, int sms, int64_t shared_bytes) {
   TileGemmPlan plan;
   plan.blocks = sms;
-  plan.tokens = m <= 8 ? 8 : 16;
-  // Few tokens leave room for the next kernel's blocks, if their units, about 4 KB of each strip
-  // and a k tile for each part of the warps, fit there.
-  const int parts = plan.tokens <= 8 ? 4 : 2;
-  int64_t room = 0;
+  // Half an SM's and a little: two of these beside one another are slower, whatever stands between
+  // them (measured), but other kernels' blocks find room. If a k tile for each part of the warps,
+  // two rings of them, fits there.
   const auto fits = [&](int stages) {
     plan.stages = stages;
-    return TileGemmSharedBytes(shape, plan) <= room;
+    return TileGemmSharedBytes(shape, plan) <= plan.shared_bytes;
   };
-  for (const int64_t allowed : {SharedOfTurn(shared_bytes, turn), shared_bytes}) {
-    room = allowed;
+  for (const int64_t allowed : {MoreThanHalf(shared_bytes), shared_bytes}) {
+    plan.shared_bytes = static_cast<int>(allowed);
     plan.unit_tiles = 4;
-    while (plan.unit_tiles > parts && !fits(kLeastTileStages)) plan.unit_tiles /= 2;
+    while (plan.unit_tiles > kTileParts && !fits(kLeastTileStages)) plan.unit_tiles /= 2;
     if (fits(kLeastTileStages)) break;
   }
-  plan.shared_bytes = static_cast<int>(room);
   int stages = kLeastTileStages;
   while (stages < kMaxTileStages && fits(stages + 1)) ++stages;
   plan.stages = stages;
@@ -92,34 +84,27 @@ TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shar
 
 cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, bool early_start,
                            cudaStream_t stream) {
+  if (args.m > kTileGemmTokens) return cudaErrorInvalidValue;
   const TileGemmParams p = MakeParams(args, plan);
   CUtensorMap x_map;
   if (const cudaError_t made =
-          MakeXMap(args.x, args.m, args.shape.k, args.dtype, plan.tokens, &x_map);
+          MakeXMap(args.x, args.m, args.shape.k, args.dtype, kTileGemmTokens, &x_map);
       made != cudaSuccess) {
     return made;
   }
-  cudaLaunchAttribute attribute;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(plan.blocks);
-  config.dynamicSmemBytes =
-      std::max<int64_t>(TileGemmSharedBytes(args.shape, plan), plan.shared_bytes);
-  config.stream = stream;
-  if (early_start) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = 1;
-  }
-  const TileGemmFormat format{plan.tokens, args.shape.group, args.dtype};
+  const LaunchConfig config(
+      dim3(plan.blocks), kTileThreads,
+      std::max<int64_t>(TileGemmSharedBytes(args.shape, plan), plan.shared_bytes), stream,
+      early_start);
   switch (args.shape.bits) {
     case 2:
-      return LaunchTileGemmBits<2>(p, x_map, format, config);
+      return LaunchTileGemmBits<2>(p, x_map, args.shape.group, args.dtype, config);
     case 3:
-      return LaunchTileGemmBits<3>(p, x_map, format, config);
+      return LaunchTileGemmBits<3>(p, x_map, args.shape.group, args.dtype, config);
     case 4:
-      return LaunchTileGemmBits<4>(p, x_map, format, config);
+      return LaunchTileGemmBits<4>(p, x_map, args.shape.group, args.dtype, config);
     case 8:
-      return LaunchTileGemmBits<8>(p, x_map, format, config);
+      return LaunchTileGemmBits<8>(p, x_map, args.shape.group, args.dtype, config);
     default:
       return cudaErrorInvalidValue;
   }

@@ -1,6 +1,7 @@
 // The kernel of tile_gemm.h.
 #pragma once
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/record_worker.cuh"
 #include "kernels/cuda/tile_copier.cuh"
 
@@ -19,9 +20,9 @@ __device__ __forceinline__ void WorkThrough(Worker& worker, TileCursor at) {
     const bool head = at.unit == 0, tail = at.end == p.units;
     worker.Accumulate(at);
     if (tail) {
-      int block = blockIdx.x;
-#pragma unroll 1
-      while (!head && p.Begin(block) > at.tile * p.units) worker.AddPartial(--block);
+      int count = 0;
+      while (!head && p.Begin(blockIdx.x - count) > at.tile * p.units) ++count;
+      worker.AddPartials(count);
       worker.Store(at.tile);
     } else {
       worker.StorePartial();
@@ -32,8 +33,8 @@ __device__ __forceinline__ void WorkThrough(Worker& worker, TileCursor at) {
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <int kBits, typename T, typename Shape, int kGroup>
-__global__ void __launch_bounds__(Shape::kThreads, 2)
+template <int kBits, typename T, int kGroup>
+__global__ void __launch_bounds__(kTileThreads, 2)
     TileGemmKernel(const __grid_constant__ TileGemmParams p,
                    const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -42,21 +43,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   const uint32_t full = SharedAddress(smem), empty = full + p.stages * 8;
   if (threadIdx.x < p.stages) {
     BarrierInit(full + threadIdx.x * 8, kTileCopyWarps);
-    BarrierInit(empty + threadIdx.x * 8, Shape::kMultipliers / kLanes);
+    BarrierInit(empty + threadIdx.x * 8, kTileMultipliers / kLanes);
   }
   BarrierInitFence();
   __syncthreads();
   const int begin = p.Begin(blockIdx.x), behind = p.Begin(blockIdx.x + 1);
   if (begin == behind) return;
   const TileCursor first(p, begin, behind);
-  if (warp >= Shape::kMultipliers / kLanes) {
+  if (warp >= kTileMultipliers / kLanes) {
     GiveRegisters<24>();
     if (lane != 0) return;
-    const int copier = warp - Shape::kMultipliers / kLanes;
-    TileCopier<Shape>{p, &x_map, full, full, empty, copier}.Run(first, behind - begin);
+    const int copier = warp - kTileMultipliers / kLanes;
+    TileCopier{p, &x_map, full, full, empty, copier}.Run(first, behind - begin);
   } else {
-    TakeRegisters<Shape::kRegisters>();
-    RecordWorker<kBits, T, Shape, kGroup> worker{{p, warp, lane}, smem, full, empty};
+    TakeRegisters<kTileRegisters>();
+    RecordWorker<kBits, T, kGroup> worker{{p, warp, lane}, smem, full, empty};
     WorkThrough(worker, first);
   }
 #else
@@ -66,56 +67,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
 
 // Instantiated once a width, in tile_gemm_w*.cu, to compile in parallel.
 template <int kBits>
-cudaError_t LaunchTileGemmBits(const TileGemmParams& p, const CUtensorMap& x_map,
-                               const TileGemmFormat& format, const cudaLaunchConfig_t& config);
-
-template <int kBits, typename T, typename Shape, int kGroup>
-cudaError_t LaunchTileGemmKernel(const TileGemmParams& p, const CUtensorMap& x_map,
-                                 cudaLaunchConfig_t config) {
-  const auto kernel = TileGemmKernel<kBits, T, Shape, kGroup>;
-  const int bytes = static_cast<int>(config.dynamicSmemBytes);
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  config.blockDim = dim3(Shape::kThreads);
-  return set != cudaSuccess ? set : cudaLaunchKernelEx(&config, kernel, p, x_map);
-}
-
-template <int kBits, typename T, typename Shape>
-cudaError_t LaunchTileGemmGroup(const TileGemmParams& p, const CUtensorMap& x_map, int group,
-                                const cudaLaunchConfig_t& config) {
-  switch (group) {
-    case 0:
-      return LaunchTileGemmKernel<kBits, T, Shape, 0>(p, x_map, config);
-    case 32:
-      return LaunchTileGemmKernel<kBits, T, Shape, 32>(p, x_map, config);
-    case 64:
-      return LaunchTileGemmKernel<kBits, T, Shape, 64>(p, x_map, config);
-    case 128:
-      return LaunchTileGemmKernel<kBits, T, Shape, 128>(p, x_map, config);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
-template <int kBits, typename T>
-cudaError_t LaunchTileGemmShape(const TileGemmParams& p, const CUtensorMap& x_map,
-                                const TileGemmFormat& format, const cudaLaunchConfig_t& config) {
-  switch (format.tokens) {
-    case 8:
-      return LaunchTileGemmGroup<kBits, T, TileShape<8>>(p, x_map, format.group, config);
-    case 16:
-      return LaunchTileGemmGroup<kBits, T, TileShape<16>>(p, x_map, format.group, config);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
-template <int kBits>
-cudaError_t LaunchTileGemmBits(const TileGemmParams& p, const CUtensorMap& x_map,
-                               const TileGemmFormat& format, const cudaLaunchConfig_t& config) {
-  return format.dtype == Dtype::kFp16
-             ? LaunchTileGemmShape<kBits, __half>(p, x_map, format, config)
-             : LaunchTileGemmShape<kBits, __nv_bfloat16>(p, x_map, format, config);
+cudaError_t LaunchTileGemmBits(const TileGemmParams& p, const CUtensorMap& x_map, int group,
+                               Dtype dtype, const LaunchConfig& config) {
+  return ForFormat(dtype, group, [&]<typename T, int kGroup>() {
+    return LaunchLarge(TileGemmKernel<kBits, T, kGroup>, config, p, x_map);
+  });
 }
 
 }  // namespace babai::cuda

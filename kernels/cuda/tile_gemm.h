@@ -1,8 +1,8 @@
 // y = x * W^T for some tokens on Hopper: tiles of rows x tokens, by products of a warp.
 //
-//   regime    m in 3..16 on Hopper, where reading W is the cost
+//   regime    m in 9..16 on Hopper, where reading W is the cost
 //   roof      PackedShape::bytes() over memory bandwidth
-//   method    tiles of 128 rows of W x 8 or 16 tokens, by mma.m16n8k16 on unscaled integers
+//   method    tiles of 128 rows of W x 16 tokens, by mma.m16n8k16 on unscaled integers
 //             (record_mma.cuh). Four warps feed a ring of (records of W, block of x). Tiles times
 //             k, in one line, are shared out evenly among the SMs: blocks that share a tile leave
 //             their sums in the workspace, and the one with the tile's end adds them in a fixed
@@ -24,14 +24,13 @@
 namespace babai::cuda {
 
 constexpr int kTileGemmRows = 128;   // of a tile
-constexpr int kTileGemmTokens = 16;  // at most
+constexpr int kTileGemmTokens = 16;  // and columns of x
 
 struct TileGemmPlan {
-  int tokens = 0;      // of a tile: 8 or 16
   int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds
   int stages = 0;
   int blocks = 0;        // among which the work is shared; at most as many as run at once
-  int shared_bytes = 0;  // asked for even if less is needed: see StreamGemmPlan
+  int shared_bytes = 0;  // asked for even if less is needed: MoreThanHalf(), or all
 };
 
 struct TileGemmArgs {
@@ -53,8 +52,7 @@ constexpr int64_t TileGemmWorkspaceBytes(int blocks) {
 int64_t TileGemmSharedBytes(const PackedShape& shape, const TileGemmPlan& plan);
 
 // The plan we measured to be best.
-TileGemmPlan PlanTileGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes,
-                          Turn turn);
+TileGemmPlan PlanTileGemm(const PackedShape& shape, int sms, int64_t shared_bytes);
 
 cudaError_t LaunchTileGemm(const TileGemmArgs& args, const TileGemmPlan& plan, bool early_start,
                            cudaStream_t stream);

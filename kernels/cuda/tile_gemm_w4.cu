@@ -1,7 +1,6 @@
-// The 4-bit kernels of tile_gemm.h: a file a width, to compile side by side.
 #include "kernels/cuda/tile_gemm.cuh"
 
 namespace babai::cuda {
-template cudaError_t LaunchTileGemmBits<4>(const TileGemmParams&, const CUtensorMap&,
-                                           const TileGemmFormat&, const cudaLaunchConfig_t&);
+template cudaError_t LaunchTileGemmBits<4>(const TileGemmParams&, const CUtensorMap&, int, Dtype,
+                                           const LaunchConfig&);
 }  // namespace babai::cuda

@@ -7,20 +7,17 @@
 
 namespace babai::cuda {
 
-constexpr int kTileCopyWarps = 4;      // a warpgroup: registers change hands by whole warpgroups
+constexpr int kTileCopyWarps = 4;  // a warpgroup: registers change hands by whole warpgroups
 
-// Of a tile of 128 rows. Two warpgroups multiply.
-template <int kTokens_>
-struct TileShape {
-  static constexpr int kTokens = kTokens_, kRows = kTileGemmRows;
-  static constexpr int kEights = kTokens / 8, kSums = kTokens / 2;  // of a lane
-  static constexpr int kMultipliers = kRows * 2, kThreads = kMultipliers + kTileCopyWarps * kLanes;
-  // What the copying warps have given, shared out: 24 + 2 x 104 <= 3 x 80, so that the next kernel's
-  // blocks can be there already. More would wait for ever.
-  static constexpr int kRegisters = 104;
-  // Tiles of 16 rows of a warp; more for more tokens would spill registers.
-  static constexpr int kRecordTiles = kTokens <= 8 ? 4 : 2;
-};
+constexpr int kTileEights = kTileGemmTokens / 8;
+// Two warpgroups multiply: warps by strip, then by part of a unit's k tiles.
+constexpr int kTileMultipliers = kTileGemmRows * 2;
+constexpr int kTileThreads = kTileMultipliers + kTileCopyWarps * kLanes;
+constexpr int kTileStrips = kTileGemmRows / kStripRows;
+constexpr int kTileParts = kTileMultipliers / kLanes / kTileStrips;
+// What the copying warps have given, shared out: 24 + 2 x 104 <= 3 x 80, so that the next kernel's
+// blocks can be there already. More would wait for ever.
+constexpr int kTileRegisters = 104;
 
 // What the host works out once a launch.
 struct TileGemmParams {
@@ -29,14 +26,12 @@ struct TileGemmParams {
   uint32_t* workspace;
   GemmEnds ends;
   int m, n;
-  int token_tiles, strips, k_tiles, unit_tiles, stages;
+  int strips, k_tiles, unit_tiles, stages;
   int units;         // of a tile: the stretches of k that a stage of the ring holds
   int share, extra;  // units of a block: the first `extra` blocks have one more
-  int reload;        // how often a k tile loads a scale: 1, 2, 4; 0: one group a row
-  int group_shift;   // log2 of the steps of 16 columns that share one
   bool asymmetric;
-  uint32_t exponent;  // GroupScale::kExponent: dequant.cuh says why it is not a constant
-  int record_bytes, tile_bytes, zeros_offset;  // zeros_offset: of a tile's zeros behind its scales
+  uint32_t exponent;  // of bf16 fragments: dequant.cuh says why it is not a constant
+  int record_bytes, tile_bytes;
   int64_t strip_bytes, row_scales, row_zeros;
   // In shared memory: of a stage, x in it, the first stage, and what RecordWorker::Swap() needs.
   int stage_bytes, x_offset, ring, mail;
@@ -44,12 +39,6 @@ struct TileGemmParams {
   __device__ __forceinline__ int Begin(int block) const {
     return block * share + min(block, extra);
   }
-};
-
-// What, besides the width, picks the kernel.
-struct TileGemmFormat {
-  int tokens, group;
-  Dtype dtype;
 };
 
 // A block's units, a tile at a time, from its last to its first: so sums that another block waits

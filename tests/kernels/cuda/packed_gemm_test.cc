@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
 #include <utility>
 
 #include "device.h"
 #include "kernels/cuda/repack.h"
+#include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
@@ -67,7 +69,7 @@ struct Problem {
 
 // A fragment holds kBias + code (dequant.cuh), so that much more may cancel; each product of 16
 // terms is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one
-// another. Above kStreamMaxTokens weights are rounded to dtype (twice for bf16): independent errors
+// another. Above kTileGemmTokens weights are rounded to dtype (twice for bf16): independent errors
 // of at most two half ulps each, of which six times their root mean square is allowed.
 void SetExpectations(Problem& p) {
   const Case& c = p.c;
@@ -89,7 +91,7 @@ void SetExpectations(Problem& p) {
       p.want[m * c.n + r] = want;
       p.bound[m * c.n + r] = half_ulp * std::abs(want) +
                              std::sqrt(c.k / 16.0 + 16) * 0x1p-23 * magnitude + 1e-7 +
-                             (c.m > kStreamMaxTokens ? 6 * 2 * half_ulp * std::sqrt(squares) : 0);
+                             (c.m > kTileGemmTokens ? 6 * 2 * half_ulp * std::sqrt(squares) : 0);
     }
   }
 }
@@ -126,34 +128,23 @@ std::vector<uint8_t> FreshWorkspace(const DeviceLimits& limits) {
 class PackedGemmTest : public GpuTest {
  protected:
   // y starts as NaN: an output left unwritten fails.
-  std::vector<uint16_t> Run(const Problem& p, const StreamGemmPlan* plan = nullptr,
-                            const TileGemmPlan* tile = nullptr,
-                            const WideGemmPlan* wide = nullptr) {
+  // launch(p, device pointers): in place of PackedGemm().
+  using LaunchFn = std::function<cudaError_t(const Problem&, const void* x, const void* weights,
+                                             void* y, void* workspace)>;
+  std::vector<uint16_t> Run(const Problem& p, const LaunchFn& launch = nullptr) {
     const absl::StatusOr<std::vector<uint8_t>> repacked = RepackForGpu(p.weights.view());
     EXPECT_TRUE(repacked.ok()) << repacked.status();
     const DeviceVector<uint8_t> weights(*repacked);
     const DeviceVector<uint16_t> x(p.x), y(std::vector<uint16_t>(p.c.m * p.c.n, 0x7fff));
     const DeviceLimits limits = *GetDeviceLimits(0);
     const DeviceVector<uint8_t> workspace(FreshWorkspace(limits));
-    if (tile != nullptr) {
-      EXPECT_EQ(LaunchTileGemm({x.data(), weights.data(), y.data(), workspace.data(), p.shape,
-                                p.c.m, p.c.dtype},
-                               *tile, true, nullptr),
-                cudaSuccess);
-    } else if (wide != nullptr) {
-      EXPECT_EQ(LaunchWideGemm({x.data(), weights.data(), y.data(), workspace.data(), p.shape,
-                                p.c.m, p.c.dtype},
-                               *wide, true, nullptr),
-                cudaSuccess);
-    } else if (plan == nullptr) {
+    if (launch != nullptr) {
+      EXPECT_EQ(launch(p, x.data(), weights.data(), y.data(), workspace.data()), cudaSuccess);
+    } else {
       const absl::Status done = PackedGemm(
           {x.data(), weights.data(), y.data(), workspace.data(), p.shape, p.c.m, p.c.dtype}, limits,
           nullptr);
       EXPECT_TRUE(done.ok()) << done;
-    } else {
-      EXPECT_EQ(LaunchStreamGemm({x.data(), weights.data(), y.data(), p.shape, p.c.m, p.c.dtype},
-                                 *plan, true, nullptr),
-                cudaSuccess);
     }
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     EXPECT_EQ(workspace.ToHost(), FreshWorkspace(limits)) << "the workspace was not left clean";
@@ -187,7 +178,7 @@ TEST_F(PackedGemmTest, TakesAnyShape) {
         Case{1536, 576, 64, 4, false, Dtype::kBf16, 5},
         Case{576, 1536, 128, 4, false, Dtype::kFp16, 7},
         Case{4100, 4096, 128, 4, false, Dtype::kFp16, 1},  // more than one strip group a block
-        Case{96, 14336, 128, 4, false, Dtype::kFp16, 8},   // x larger than shared memory
+        Case{96, 60032, 128, 4, false, Dtype::kFp16, 2},   // x larger than shared memory
         Case{64, 512, 128, 4, false, Dtype::kFp16, 21}, Case{1, 32, 32, 4, false, Dtype::kFp16, 9},
         Case{17, 96, 32, 4, true, Dtype::kFp16, 33},
         Case{1536, 576, 64, 4, false, Dtype::kBf16, 64},
@@ -202,16 +193,43 @@ TEST_F(PackedGemmTest, TakesAnyShape) {
   }
 }
 
-TEST_F(PackedGemmTest, EveryPlanGivesTheSame) {
-  const Problem p = MakeProblem({1200, 2048, 128, 4, false, Dtype::kFp16, 8}, 11);
+TEST_F(PackedGemmTest, EveryStreamPlanGivesTheSame) {
+  const Problem p = MakeProblem({1200, 2048, 128, 4, false, Dtype::kFp16, 2}, 11);
   const DeviceLimits limits = *GetDeviceLimits(0);
   for (const int stages : {kShallowStages, kDeepStages[4]}) {
     for (const int blocks : {1, 5, 60}) {  // 60: some get no strip
       const StreamGemmPlan plan{blocks, stages, 0};
       if (StreamGemmSharedBytes(p.shape, p.c.m, plan) > limits.shared_bytes) continue;
       SCOPED_TRACE(testing::Message() << stages << " stages, " << blocks << " blocks");
-      ExpectEqual(p, Run(p, &plan));
+      ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto*) {
+                    return LaunchStreamGemm({x, weights, y, q.shape, q.c.m, q.c.dtype}, plan, true,
+                                            nullptr);
+                  }));
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_F(PackedGemmTest, EverySlicePlanGivesTheSame) {
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  for (const int bits : {2, 4}) {  // units of two records and of one
+    for (const int64_t group : {32, 1 << 20}) {
+      const Problem p = MakeProblem({1200, 2080, group, bits, true, Dtype::kFp16, 7}, 19);
+      for (const int warps : {1, 3, 8, kSliceMaxWarps}) {
+        for (const int blocks : {1, 5, 7, 60}) {  // several passes to none
+          for (const int ahead : {1, 2}) {
+            const SliceGemmPlan plan{blocks, warps, std::min(ahead, kRingUnits[bits] - 1), 0};
+            if (SliceGemmSharedBytes(p.shape, p.c.m, plan) > limits.shared_bytes) continue;
+            SCOPED_TRACE(testing::Message() << Name(p.c) << " " << warps << " warps, " << blocks
+                                            << " blocks, " << ahead << " ahead");
+            ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto*) {
+                          return LaunchSliceGemm({x, weights, y, q.shape, q.c.m, q.c.dtype}, plan,
+                                                 true, nullptr);
+                        }));
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
     }
   }
 }
@@ -219,18 +237,19 @@ TEST_F(PackedGemmTest, EveryPlanGivesTheSame) {
 TEST_F(PackedGemmTest, EveryTilePlanGivesTheSame) {
   const DeviceLimits limits = *GetDeviceLimits(0);
   if (limits.major != 9) GTEST_SKIP() << "tile_gemm.h needs sm_90";
-  for (const int m : {9, 40}) {
+  for (const int m : {3, 13}) {
     const Problem p = MakeProblem({1200, 2080, 32, 4, true, Dtype::kFp16, m}, 17);
-    for (const int tokens : {8, 16}) {
-      for (const int unit_tiles : {1, 2, 3}) {
-        for (const int blocks : {1, 7, 132}) {
-          const TileGemmPlan plan{tokens, unit_tiles, 2, blocks, 0};
-          if (blocks > limits.sms) continue;
-          SCOPED_TRACE(testing::Message() << m << " tokens, " << tokens << " a tile, " << unit_tiles
-                                          << " k tiles, " << blocks << " blocks");
-          ExpectEqual(p, Run(p, nullptr, &plan));
-          if (HasFatalFailure()) return;
-        }
+    for (const int unit_tiles : {1, 2, 3}) {
+      for (const int blocks : {1, 7, 60, 132}) {  // 60 and 132: many share a tile
+        const TileGemmPlan plan{unit_tiles, 2, blocks, 0};
+        if (blocks > limits.sms) continue;
+        SCOPED_TRACE(testing::Message()
+                     << m << " tokens, " << unit_tiles << " k tiles, " << blocks << " blocks");
+        ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                      return LaunchTileGemm({x, weights, y, sums, q.shape, q.c.m, q.c.dtype}, plan,
+                                            true, nullptr);
+                    }));
+        if (HasFatalFailure()) return;
       }
     }
   }
@@ -262,7 +281,11 @@ TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
             SCOPED_TRACE(testing::Message()
                          << m << " tokens, " << tokens << " x " << rows << " a tile, " << parts
                          << " parts, " << waves << " waves, " << unit_tiles << " k tiles");
-            ExpectEqual(p, Run(p, nullptr, nullptr, &plan));
+            ExpectEqual(p,
+                        Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                          return LaunchWideGemm({x, weights, y, sums, q.shape, q.c.m, q.c.dtype},
+                                                plan, true, nullptr);
+                        }));
             if (HasFatalFailure()) return;
           }
         }
@@ -273,7 +296,7 @@ TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
 
 // A stage refilled before its words were read, or a sum in arrival order, would show here.
 TEST_F(PackedGemmTest, AThousandRunsAreBitIdentical) {
-  for (const int m : {8, 16, 32, 64, 128, 256}) {
+  for (const int m : {1, 4, 8, 16, 32, 64, 128, 256}) {
     const Problem p = MakeProblem({4096, 1024, 128, 4, false, Dtype::kFp16, m}, 13);
     const DeviceVector<uint8_t> weights(*RepackForGpu(p.weights.view()));
     const DeviceVector<uint16_t> x(p.x);
