@@ -7,10 +7,9 @@
 //             and a ring of its own, refilled by cp.async. It takes up to four strips at the same
 //             128 columns one after another: x, its fragments and its sums, is made for one and
 //             serves all. The warps' sums meet in shared memory after four strips. The first copies
-//             come before the preceding kernel's results are waited for. Sixteen warps that hide
-//             one another's waits take all of an SM's registers: of two products that follow one
-//             another the blocks of one must have ended, so between other kernels stream_gemm.h is
-//             faster at one and two tokens
+//             come before the preceding kernel's results are waited for. Sixteen warps hide one
+//             another's waits but take all of an SM's registers: no other kernel's block is there
+//             beside them, which is why stream_gemm.h is faster in a model at one and two tokens
 //   limits    sm_80 or newer (early start: sm_90); what PackedShape allows
 //   numerics  integer weights are exact, sums fp32, one fp32 multiply by the scale a group and one
 //             rounding of y. Deterministic for a given plan: every sum has a fixed order
@@ -23,7 +22,6 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/gemm_ends.h"
 #include "kernels/cuda/packed_layout.h"
 #include "kernels/cuda/stream_gemm.h"
 
@@ -45,15 +43,7 @@ struct SliceGemmPlan {
   int shared_bytes = 0;  // asked for even if less is needed: MoreThanHalf()
 };
 
-struct SliceGemmArgs {
-  const void* x;        // [m, k] of dtype, row-major, 16-byte aligned
-  const void* weights;  // packed_layout.h, 128-byte aligned
-  void* y;              // [m, n] of dtype; overwritten
-  PackedShape shape;
-  int m;
-  Dtype dtype;
-  GemmEnds ends;  // without a norm
-};
+using SliceGemmArgs = StreamGemmArgs;  // without a norm
 
 // Shared memory that one block needs under this plan.
 int64_t SliceGemmSharedBytes(const PackedShape& shape, int m, const SliceGemmPlan& plan);
