@@ -94,13 +94,17 @@ int Main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   RandomModel model(Llama3Shape(), o.bits, o.group);
   RunnerOptions options;
-  options.kv_blocks = 4096;
+  const int64_t batch = *std::max_element(o.batch.begin(), o.batch.end());
+  const int64_t prefill = *std::max_element(o.prefill.begin(), o.prefill.end());
+  options.kv_blocks =
+      batch * (o.context / options.block_size + 1) + prefill / options.block_size + 1;
   options.max_step_tokens = std::max(o.chunk, 64);
   options.max_sequences = 64;
   std::unique_ptr<CudaWeights> weights = model.Make();
   auto runner = Must(CudaRunner::Create(model.config(), std::move(weights), options));
   Steps steps(*runner, o.logits != 0);
-  const double kv_per_token = static_cast<double>(runner->kv_bytes()) / (4096.0 * 16);
+  const double kv_per_token =
+      static_cast<double>(runner->kv_bytes()) / (options.kv_blocks * options.block_size);
   std::printf("W%d g%d, head too: %.2f GB of weights read a step\n", o.bits, o.group,
               model.linear_bytes() / 1e9);
   for (const int batch : o.batch) {

@@ -6,7 +6,7 @@
 //   method    online softmax over tiles of keys on mma.m16n8k16, the query heads that share a
 //             key/value head as rows of one tile (Dao et al. 2022, arXiv:2205.14135).
 //             Decode splits the keys (Flash-Decoding): a block takes 128 keys, or more where the
-//             plan allows too few blocks, then 64 at a time through a ring of two; each of four
+//             plan allows too few blocks, then 64 at a time through a ring; each of four
 //             warps has its share of them; the last block adds the parts in order. It can finish q,
 //             k and v itself. Prefill: 128 rows of (token, head) a block, eight
 //             warps, keys through a ring of two tiles in shared memory
@@ -72,6 +72,7 @@ struct DecodePlan {
   int most_splits = kMostDecodeSplits;  // blocks a sequence is shared among at most
   void* workspace = nullptr;            // DecodeWorkspaceBytes(most_sequences, ..)
   int most_sequences = 0;               // at least count
+  int sms = 0;                          // of the device: what a block keeps there depends on it
 };
 
 // `finish`: does what FinishQkv() would do for these sequences' tokens, but leaves q as it is.

@@ -7,12 +7,16 @@ namespace babai::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-// Keys and values come through a ring of kStages: one that holds all keys of a block where it has
-// no more than kDecodeKeys, which takes the fewest steps; else two, so that one fills meanwhile.
-template <int kStages>
-constexpr int kStageKeys = kDecodeKeys / kStages;
-template <int kStages>
-constexpr int kWarpKeys = kStageKeys<kStages> / kWarps;
+// Keys and values come through kSlots places in turn, a stage's keys, its values, the next one's
+// keys: two for all of a block where that is no more than kDecodeKeys, which takes the fewest
+// steps; else for half as many: four, or three, with which four blocks find room on an SM instead
+// of three.
+constexpr int kWhole = 2, kTightRing = 3, kRing = 4;
+constexpr int kRingBlocks = 3;  // of kRing's that an SM has room for
+template <int kSlots>
+constexpr int kStageKeys = kSlots == kWhole ? kDecodeKeys : kDecodeKeys / 2;
+template <int kSlots>
+constexpr int kWarpKeys = kStageKeys<kSlots> / kWarps;
 constexpr int kThreads = kWarps * kWarp;
 
 // What softmax needs to know of a part: its largest score and the sum of its weights.
@@ -59,32 +63,27 @@ __device__ __forceinline__ int64_t RowOfKey(const KvCache& cache, const int32_t*
 constexpr uint32_t kNoKey = 0xffffffff;
 constexpr int kPieceHalves = 8;
 
-// A warp's keys of a stage, k and v, to its rows of shared memory; zeros where there is none.
+// A warp's keys of a stage, or their values, to its rows of shared memory; zeros where there is
+// none.
 template <int kDim, int kWarpKeys>
-__device__ __forceinline__ void CopyKeys(const KvCache& cache, uint32_t piece_of_key, uint32_t k,
-                                         uint32_t v, int lane) {
+__device__ __forceinline__ void CopyRows(const KvCache& cache, const __half* values,
+                                         uint32_t piece_of_key, uint32_t to, int lane) {
   constexpr int kPieces = kDim / kPieceHalves, kRounds = kWarpKeys * kPieces / kWarp;
   const int pieces = cache.stride() / kPieceHalves;
-  const auto copy = [&](const __half* values, uint32_t to) {
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      const int key = (i * kWarp + lane) / kPieces, piece = (i * kWarp + lane) % kPieces;
-      const uint32_t from = __shfl_sync(kAllLanes, piece_of_key, key);
-      const bool valid = from != kNoKey && piece < pieces;
-      CopyAsync16OrZero(to + key * kRowHalves<kDim> * 2 + piece * 16,
-                        values + (valid ? int64_t{from} + piece : 0) * kPieceHalves, valid);
-    }
-    CopyAsyncCommit();
-  };
-  copy(cache.k, k);
-  copy(cache.v, v);
+  for (int i = 0; i < kRounds; ++i) {
+    const int key = (i * kWarp + lane) / kPieces, piece = (i * kWarp + lane) % kPieces;
+    const uint32_t from = __shfl_sync(kAllLanes, piece_of_key, key);
+    const bool valid = from != kNoKey && piece < pieces;
+    CopyAsync16OrZero(to + key * kRowHalves<kDim> * 2 + piece * 16,
+                      values + (valid ? int64_t{from} + piece : 0) * kPieceHalves, valid);
+  }
 }
 
-template <int kDim>
+template <int kDim, int kSlots>
 struct DecodeShared {
   __half q[kRowsOfWarp][kRowHalves<kDim>];
-  __half k[kDecodeKeys][kRowHalves<kDim>];
-  __half v[kDecodeKeys][kRowHalves<kDim>];
+  __half slots[kSlots][kStageKeys<kSlots>][kRowHalves<kDim>];
 };
 // What the warps found, in the place of the keys.
 template <int kDim>
@@ -152,7 +151,7 @@ struct FreshRows {
   int kv_head, head0, rows;  // rows of q
   bool owns_key;
   int64_t cache_row;      // of the new key, if owned
-  __half *k_row, *v_row;  // in shared memory, or null: not among the first keys
+  __half *k_row, *v_row;  // in shared memory, or null: not among the first copies
 
   // Item 0 is k, item 1 v, then q's rows.
   __device__ __forceinline__ const T* From(int item) const {
@@ -166,14 +165,14 @@ struct FreshRows {
     return item < 2 ? owns_key : item < 2 + rows;
   }
   __device__ __forceinline__ void Finish(int item, Head<kDim>& head, const HeadAngles<kDim>& angles,
-                                         __half* q_row, float* scratch) const {
+                                         __half* q_row) const {
     const int dim = f.cache.head_dim;
     const float* biases = item == 0 ? f.k_bias : item == 1 ? f.v_bias : f.q_bias;
     const int head_index = item < 2 ? kv_head : head0 + item - 2;
     const float* norm = item == 0 ? f.k_norm : item == 1 ? nullptr : f.q_norm;
     if (biases != nullptr) head.Add(biases + head_index * dim, dim);
     if (norm != nullptr) head.Normalize(norm, dim, f.eps);
-    if (item != 1 && f.angles != nullptr) head.Turn(angles, f.pairs, dim, scratch);
+    if (item != 1 && f.angles != nullptr) head.Turn(angles, f.pairs, dim);
     if (item >= 2) return head.Store(q_row, dim);
     head.Store((item == 0 ? f.cache.k : f.cache.v) + cache_row, dim);
     __half* const kept = item == 0 ? k_row : v_row;
@@ -182,12 +181,12 @@ struct FreshRows {
 };
 
 // kFinish: q, k and v are finished here (see DecodeAttention()).
-template <typename T, int kDim, int kStages, bool kFinish>
+template <typename T, int kDim, int kSlots, bool kFinish>
 __global__ void __launch_bounds__(kThreads)
     DecodeKernel(AttentionArgs a, Workspace workspace, int most_splits, FinishQkvArgs finish) {
   extern __shared__ __align__(16) uint8_t memory[];
-  DecodeShared<kDim>& shared = *reinterpret_cast<DecodeShared<kDim>*>(memory);
-  constexpr int kOfStage = kStageKeys<kStages>, kOfWarp = kWarpKeys<kStages>;  // keys
+  DecodeShared<kDim, kSlots>& shared = *reinterpret_cast<DecodeShared<kDim, kSlots>*>(memory);
+  constexpr int kOfStage = kStageKeys<kSlots>, kOfWarp = kWarpKeys<kSlots>;  // keys
   __shared__ bool last;
   LetNextKernelStart();
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim, group = a.heads / kv_heads;
@@ -205,11 +204,10 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int32_t* table = a.tables + s.table;
 
-  // Each warp has a ring of its own, of its keys of each stage.
+  // Each warp has rows of its own in each slot, for its keys of each stage.
   const uint32_t q = SharedAddress(shared.q);
-  constexpr uint32_t kStageBytes = kOfStage * kRowHalves<kDim> * 2;
-  const uint32_t k_ring = SharedAddress(shared.k[warp * kOfWarp]);
-  const uint32_t v_ring = SharedAddress(shared.v[warp * kOfWarp]);
+  constexpr uint32_t kSlotBytes = kOfStage * kRowHalves<kDim> * 2;
+  const uint32_t rows0 = SharedAddress(shared.slots[0][warp * kOfWarp]);
   const int stages = (share.stop - share.begin + kOfStage - 1) / kOfStage;
   const int block_size = a.cache.block_size, stride = a.cache.stride();
   const int64_t block_values = a.cache.block_values();
@@ -227,25 +225,22 @@ __global__ void __launch_bounds__(kThreads)
     return static_cast<uint32_t>(
         (table[logical] * block_values + (kv_head * block_size + place) * stride) / kPieceHalves);
   };
-  // Two groups of copies a stage, k's first, even where there is none: waits count them.
-  const auto copy = [&](int stage, uint32_t piece_of_key) {
-    const uint32_t at = stage % kStages * kStageBytes;
-    if (some_seen(stage)) {
-      CopyKeys<kDim, kOfWarp>(a.cache, piece_of_key, k_ring + at, v_ring + at, lane);
-    } else {
-      CopyAsyncCommit();
-      CopyAsyncCommit();
-    }
+  // Copy i is of stage i / 2, of k where i is even, else of v. A group each, even where there is
+  // nothing: waits count them.
+  int slot = 0;  // of the next copy
+  const auto copy = [&](const __half* values, int stage, uint32_t piece_of_key) {
+    if (some_seen(stage))
+      CopyRows<kDim, kOfWarp>(a.cache, values, piece_of_key, rows0 + slot * kSlotBytes, lane);
+    CopyAsyncCommit();
+    if (++slot == kSlots) slot = 0;
   };
   // The first keys, without the new token's where that is not in the cache yet.
   const int cached = kFinish ? min(share.stop, s.start) : share.stop;
-  uint32_t next[kStages];
-#pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) next[stage] = find(stage, cached);
-#pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) copy(stage, next[stage]);
+  const uint32_t keys0 = find(0, cached), keys1 = find(1, cached);
+  copy(a.cache.k, 0, keys0), copy(a.cache.v, 0, keys0);
+  if (kSlots > 2) copy(a.cache.k, 1, keys1);
+  if (kSlots > 3) copy(a.cache.v, 1, keys1);
   if constexpr (kFinish) {
-    __shared__ float turned[kWarps][kDim];
     const int64_t t = s.first_row;
     HeadAngles<kDim> angles;
     if (finish.angles != nullptr)
@@ -259,9 +254,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     FreshRows<T, kDim> fresh{finish, s, kv_head, head0, rows, share.stop == share.end};
     const int place = s.start - share.begin;
-    const bool kept = fresh.owns_key && place < kDecodeKeys;
-    fresh.k_row = kept ? shared.k[place] : nullptr;
-    fresh.v_row = kept ? shared.v[place] : nullptr;
+    const int k_copy = place / kOfStage * 2, v_copy = k_copy + 1;
+    const bool kept = fresh.owns_key && k_copy < kSlots;
+    fresh.k_row = kept ? shared.slots[k_copy][place % kOfStage] : nullptr;
+    fresh.v_row = kept && v_copy < kSlots ? shared.slots[v_copy][place % kOfStage] : nullptr;
     fresh.cache_row = fresh.owns_key ? RowOfKey(a.cache, table, s.start, kv_head) : 0;
     if (kept) CopyAsyncWait<0>();  // the copies zero the new key's row
     __syncthreads();
@@ -272,10 +268,10 @@ __global__ void __launch_bounds__(kThreads)
       if (fresh.Wanted(item)) one.Load(fresh.From(item), dim);
       if (fresh.Wanted(other)) two.Load(fresh.From(other), dim);
       if (fresh.Wanted(item)) {
-        fresh.Finish(item, one, angles, shared.q[max(item - 2, 0)], turned[warp]);
+        fresh.Finish(item, one, angles, shared.q[max(item - 2, 0)]);
       }
       if (fresh.Wanted(other)) {
-        fresh.Finish(other, two, angles, shared.q[other - 2], turned[warp]);
+        fresh.Finish(other, two, angles, shared.q[other - 2]);
       }
     }
   } else {
@@ -286,16 +282,25 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   RowsState<kDim, kOfWarp> state;
+  // Copy i + kSlots takes the place of copy i: of v's and k's rows alike, or of the other's.
+  constexpr bool kOdd = kSlots % 2 != 0;
+  uint32_t for_v = find(1, share.stop);
+  int used = 0;  // the slot to be worked on
+  const auto next_slot = [&] {
+    const uint32_t at = rows0 + used * kSlotBytes;
+    if (++used == kSlots) used = 0;
+    return at;
+  };
   for (int stage = 0; stage < stages; ++stage) {
-    const uint32_t at = stage % kStages * kStageBytes;
     const int key0 = key0_of(stage);
     const bool any = some_seen(stage);
-    const uint32_t later = find(stage + kStages, share.stop);  // arrives meanwhile
+    const uint32_t for_k = find(stage + 2, share.stop);  // arrives meanwhile
     float scores[kOfWarp / 8][4];
-    CopyAsyncWait<2 * kStages - 1>();
+    CopyAsyncWait<kSlots - 1>();
     __syncwarp();
+    const uint32_t keys = next_slot();
     if (any) {
-      state.Scores(q, k_ring + at, lane, scores);
+      state.Scores(q, keys, lane, scores);
 #pragma unroll
       for (int n = 0; n < kOfWarp / 8; ++n) {
 #pragma unroll
@@ -306,11 +311,23 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    CopyAsyncWait<2 * kStages - 2>();
+    if constexpr (kSlots != kWhole) {
+      __syncwarp();  // the rows may be overwritten
+      if (kOdd) {
+        copy(a.cache.v, stage + 1, for_v);
+      } else {
+        copy(a.cache.k, stage + 2, for_k);
+      }
+    }
+    CopyAsyncWait<kSlots == kWhole ? 0 : kSlots - 1>();
     __syncwarp();
-    if (any) state.Add(scores, v_ring + at, lane);
-    __syncwarp();  // the rows may be overwritten
-    copy(stage + kStages, later);
+    const uint32_t values = next_slot();
+    if (any) state.Add(scores, values, lane);
+    if constexpr (kSlots != kWhole) {
+      __syncwarp();
+      copy(kOdd ? a.cache.k : a.cache.v, stage + 2, for_k);
+      for_v = for_k;
+    }
   }
   CopyAsyncWait<0>();
   state.Finish();
@@ -374,23 +391,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <typename T, int kDim, int kSlots>
+cudaError_t LaunchSlots(dim3 grid, const AttentionArgs& args, const DecodePlan& plan,
+                        const Workspace& workspace, const FinishQkvArgs* finish,
+                        const Queue& queue) {
+  const bool finishes = finish != nullptr;
+  const auto kernel =
+      finishes ? DecodeKernel<T, kDim, kSlots, true> : DecodeKernel<T, kDim, kSlots, false>;
+  const int64_t bytes = std::max(sizeof(DecodeShared<kDim, kSlots>), sizeof(DecodeFound<kDim>));
+  return Launch(kernel, grid, kThreads, bytes, queue, args, workspace, plan.most_splits,
+                finishes ? *finish : FinishQkvArgs{});
+}
+
 template <typename T, int kDim>
 cudaError_t LaunchDecode(const AttentionArgs& args, const DecodePlan& plan,
                          const Workspace& workspace, const FinishQkvArgs* finish,
                          const Queue& queue) {
-  constexpr int64_t kBytes = sizeof(DecodeShared<kDim>) > sizeof(DecodeFound<kDim>)
-                                 ? sizeof(DecodeShared<kDim>)
-                                 : sizeof(DecodeFound<kDim>);
   const int tiles = args.cache.kv_heads * HeadTiles(args.heads, args.cache.kv_heads);
-  // Contexts of kMostDecodeSplits may be longer than one share each.
-  const bool one_stage = plan.splits <= plan.most_splits && plan.splits < kMostDecodeSplits;
-  const bool finishes = finish != nullptr;
-  const auto kernel =
-      finishes ? (one_stage ? DecodeKernel<T, kDim, 1, true> : DecodeKernel<T, kDim, 2, true>)
-               : (one_stage ? DecodeKernel<T, kDim, 1, false> : DecodeKernel<T, kDim, 2, false>);
   const dim3 grid(std::min(plan.splits, plan.most_splits), tiles, plan.count);
-  return Launch(kernel, grid, kThreads, kBytes, queue, args, workspace, plan.most_splits,
-                finishes ? *finish : FinishQkvArgs{});
+  // Contexts of kMostDecodeSplits may be longer than one share each.
+  if (plan.splits <= plan.most_splits && plan.splits < kMostDecodeSplits)
+    return LaunchSlots<T, kDim, kWhole>(grid, args, plan, workspace, finish, queue);
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+  return blocks > int64_t{kRingBlocks} * plan.sms
+             ? LaunchSlots<T, kDim, kTightRing>(grid, args, plan, workspace, finish, queue)
+             : LaunchSlots<T, kDim, kRing>(grid, args, plan, workspace, finish, queue);
 }
 
 template <typename T>

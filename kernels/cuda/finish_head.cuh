@@ -46,19 +46,27 @@ struct Head {
     const float inverse = rsqrtf(WarpSum(squares) / static_cast<float>(dim) + eps);
     ForEach(dim, [&](float& value, int d, int) { value *= inverse * weight[d]; });
   }
-  // Turns features (d, d + pairs). Partners lie in other lanes, wherever `pairs` puts them: through
-  // `row`, kDim floats of the warp's own.
-  __device__ __forceinline__ void Turn(const HeadAngles<kDim>& angles, int pairs, int dim,
-                                       float* row) {
-    ForEach(dim, [&](float& value, int d, int) { row[d] = value; });
-    __syncwarp();
+  // Turns features (d, d + pairs). Partners lie in other lanes, wherever `pairs` puts them.
+  __device__ __forceinline__ void Turn(const HeadAngles<kDim>& angles, int pairs, int dim) {
+    constexpr int kCount = kDim / kWarp;
+    float partner[kCount] = {};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i * kWarp >= 2 * pairs) break;
+      const int d = i * kWarp + threadIdx.x % kWarp, other = d < pairs ? d + pairs : d - pairs;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        if (j * kWarp >= 2 * pairs) break;
+        const float there = __shfl_sync(kAllLanes, v[j], other % kWarp);
+        if (other / kWarp == j) partner[i] = there;
+      }
+    }
     ForEach(dim, [&](float& value, int d, int i) {
       if (d >= 2 * pairs) return;
       const float2 angle = angles.v[i];
-      value = d < pairs ? value * angle.x - row[d + pairs] * angle.y
-                        : value * angle.x + row[d - pairs] * angle.y;
+      value = d < pairs ? value * angle.x - partner[i] * angle.y
+                        : value * angle.x + partner[i] * angle.y;
     });
-    __syncwarp();
   }
   template <typename T>
   __device__ __forceinline__ void Store(T* to, int dim) {

@@ -9,20 +9,18 @@ constexpr int kMostDim = 256;
 
 template <typename T>
 __global__ void FinishQkvKernel(FinishQkvArgs a) {
-  __shared__ float rows[kWarps][kMostDim];
   StartStep();
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim;
   const int item = blockIdx.y * kWarps + threadIdx.x / kWarp;
   if (item >= a.heads + 2 * kv_heads) return;
   const int64_t t = blockIdx.x;
-  float* row = rows[threadIdx.x / kWarp];
   HeadAngles<kMostDim> angles;
   if (a.angles != nullptr) angles.Load(a.angles + t * a.angle_stride, a.pairs);
   Head<kMostDim> head;
   const auto finish = [&](const float* bias, const float* norm, bool turned) {
     if (bias != nullptr) head.Add(bias, dim);
     if (norm != nullptr) head.Normalize(norm, dim, a.eps);
-    if (turned && a.angles != nullptr) head.Turn(angles, a.pairs, dim, row);
+    if (turned && a.angles != nullptr) head.Turn(angles, a.pairs, dim);
   };
   if (item < a.heads) {
     T* q = static_cast<T*>(a.q) + t * a.q_stride + item * dim;

@@ -157,8 +157,12 @@ absl::Status CudaRunner::EnqueueHeads(int64_t b, const CudaStepShape& shape) {
   if (prefills) error += Launched(cuda::FinishQkv(finish, queue_), "FinishQkv");
   if (shape.decodes > 0) {
     attention.sequences = batch_->decodes();
-    const cuda::DecodePlan plan = {shape.decodes, shape.splits, MostSplits(shape.decodes),
-                                   work_.decode.data(), static_cast<int>(options_.max_sequences)};
+    const cuda::DecodePlan plan = {shape.decodes,
+                                   shape.splits,
+                                   MostSplits(shape.decodes),
+                                   work_.decode.data(),
+                                   static_cast<int>(options_.max_sequences),
+                                   gemms_.limits.sms};
     error += Launched(cuda::DecodeAttention(attention, plan, queue_, prefills ? nullptr : &finish),
                       "DecodeAttention");
   }

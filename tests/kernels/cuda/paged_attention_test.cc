@@ -46,7 +46,7 @@ class Problem {
 
   // All sequences by one kernel, into rows of heads * dim.
   std::vector<uint16_t> Run(bool prefill, int splits = kMostDecodeSplits,
-                            int most_splits = kMostDecodeSplits) const {
+                            int most_splits = kMostDecodeSplits, int sms = 132) const {
     const DeviceVector<uint16_t> k(Encoded(k_, Dtype::kFp16)), v(Encoded(v_, Dtype::kFp16)),
         q(Encoded(q_, c_.dtype)), out(std::vector<uint16_t>(rows_ * c_.heads * c_.dim, 0x7fff));
     std::vector<AttentionSequence> list;
@@ -73,9 +73,9 @@ class Problem {
     args.scale = Scale(), args.softcap = c_.softcap, args.window = c_.window, args.dtype = c_.dtype;
     for (int again = 0; again < 2; ++again) {  // the counters are left as they were found
       const cudaError_t error =
-          prefill
-              ? PrefillAttention(args, d_tiles.data(), static_cast<int>(tiles.size()), {})
-              : DecodeAttention(args, {count, splits, most_splits, workspace.data(), count}, {});
+          prefill ? PrefillAttention(args, d_tiles.data(), static_cast<int>(tiles.size()), {})
+                  : DecodeAttention(args,
+                                    {count, splits, most_splits, workspace.data(), count, sms}, {});
       EXPECT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
       EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     }
@@ -159,7 +159,9 @@ TEST_P(AttentionTest, DecodeEqualsItsDefinition) {
 TEST_P(AttentionTest, FewerSplitsGiveTheSame) {
   const Problem problem(GetParam(), {{0, 1}, {63, 1}, {64, 1}, {300, 1}, {1000, 1}});
   for (const int most : {1, 2, 3}) {
-    problem.Check(problem.Run(/*prefill=*/false, DecodeSplits(1001), most));
+    for (const int sms : {0, 1000}) {  // rings of three and of four
+      problem.Check(problem.Run(/*prefill=*/false, DecodeSplits(1001), most, sms));
+    }
   }
 }
 
@@ -181,6 +183,11 @@ INSTANTIATE_TEST_SUITE_P(
     });
 
 // --- what attention of decodes finishes itself
+
+// All of a block's keys at once; rings of four and of three.
+const DecodePlan kWays[] = {{.most_splits = kMostDecodeSplits, .sms = 132},
+                            {.most_splits = 1, .sms = 1000},
+                            {.most_splits = 1, .sms = 0}};
 
 struct FinishCase {
   int heads, kv_heads, dim, pairs;
@@ -221,7 +228,7 @@ TEST_P(FinishingAttentionTest, EqualsFinishQkvBeforeIt) {
   const DeviceVector<uint8_t> workspace(
       std::vector<uint8_t>(DecodeWorkspaceBytes(count, c.heads, c.dim), 0));
 
-  const auto run = [&](bool inside, std::vector<uint16_t>* k_after,
+  const auto run = [&](bool inside, const DecodePlan& how, std::vector<uint16_t>* k_after,
                        std::vector<uint16_t>* v_after) {
     const DeviceVector<uint16_t> k(old_k), v(old_v), qkv(merged);
     const DeviceVector<uint16_t> out(std::vector<uint16_t>(count * c.heads * c.dim, 0x7fff));
@@ -243,26 +250,29 @@ TEST_P(FinishingAttentionTest, EqualsFinishQkvBeforeIt) {
     args.sequences = d_list.data(), args.tables = d_tables.data(), args.heads = c.heads;
     args.scale = 1 / std::sqrt(static_cast<float>(c.dim)), args.window = c.window;
     if (!inside) EXPECT_EQ(FinishQkv(finish, {}), cudaSuccess);
-    const DecodePlan plan = {count, DecodeSplits(starts.back() + 1), kMostDecodeSplits,
-                             workspace.data(), count};
+    const DecodePlan plan = {
+        count, DecodeSplits(starts.back() + 1), how.most_splits, workspace.data(), count, how.sms};
     EXPECT_EQ(DecodeAttention(args, plan, {}, inside ? &finish : nullptr), cudaSuccess);
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     *k_after = k.ToHost(), *v_after = v.ToHost();
     return out.ToHost();
   };
-  std::vector<uint16_t> k_want, v_want, k_got, v_got;
-  const std::vector<float> want = Decoded(run(false, &k_want, &v_want), Dtype::kFp16);
-  const std::vector<float> got = Decoded(run(true, &k_got, &v_got), Dtype::kFp16);
-  EXPECT_EQ(v_got, v_want);
-  EXPECT_NE(v_got, old_v);
-  const std::vector<float> keys = Decoded(k_got, Dtype::kFp16),
-                           like = Decoded(k_want, Dtype::kFp16);
-  for (size_t i = 0; i < keys.size(); ++i) {
-    ASSERT_NEAR(keys[i], like[i], 2 * 0x1p-11 * std::abs(like[i]) + 1e-6) << i;
-  }
-  // Scores of normal values reach a few tens; an ulp of q or k moves them by 2^-10 of a term.
-  for (size_t i = 0; i < got.size(); ++i) {
-    ASSERT_NEAR(got[i], want[i], 0x1p-7 * (1 + std::abs(want[i]))) << i;
+  for (const DecodePlan& how : kWays) {
+    SCOPED_TRACE(testing::Message() << how.most_splits << " splits, " << how.sms << " SMs");
+    std::vector<uint16_t> k_want, v_want, k_got, v_got;
+    const std::vector<float> want = Decoded(run(false, how, &k_want, &v_want), Dtype::kFp16);
+    const std::vector<float> got = Decoded(run(true, how, &k_got, &v_got), Dtype::kFp16);
+    EXPECT_EQ(v_got, v_want);
+    EXPECT_NE(v_got, old_v);
+    const std::vector<float> keys = Decoded(k_got, Dtype::kFp16),
+                             like = Decoded(k_want, Dtype::kFp16);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      ASSERT_NEAR(keys[i], like[i], 2 * 0x1p-11 * std::abs(like[i]) + 1e-6) << i;
+    }
+    // Scores of normal values reach a few tens; an ulp of q or k moves them by 2^-10 of a term.
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(got[i], want[i], 0x1p-7 * (1 + std::abs(want[i]))) << i;
+    }
   }
 }
 
