@@ -46,15 +46,6 @@ absl::Status Streamed(const PackedGemmArgs& a, const DeviceLimits& device, cudaS
                   "PackedGemm");
 }
 
-absl::Status Sliced(const PackedGemmArgs& a, const DeviceLimits& device, const void* x, void* y,
-                    int m, cudaStream_t stream) {
-  const SliceGemmPlan plan = PlanSliceGemm(a.shape, m, device.sms, device.shared_bytes);
-  if (plan.warps == 0) return absl::InvalidArgumentError("PackedGemm: too little shared memory");
-  return FromCuda(LaunchSliceGemm({x, a.weights, y, a.shape, m, a.dtype, a.ends}, plan,
-                                  a.early_start && device.major >= 9, stream),
-                  "PackedGemm");
-}
-
 absl::Status Tiled(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const TileGemmPlan plan = PlanTileGemm(a.shape, device.sms, device.shared_bytes);
   return FromCuda(LaunchTileGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
@@ -77,14 +68,27 @@ int64_t OutputBytes(const PackedGemmArgs& args) {
   return args.ends.output == GemmOutput::kGate ? n / 2 * kElement : n * kElement;
 }
 
-// What has no kernel of its own on this device: eight tokens at a time.
-absl::Status InEights(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+// Eight tokens at a time, or as many as shared memory has room for.
+absl::Status Sliced(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t x_bytes = int64_t{a.shape.k} * 2, y_bytes = OutputBytes(a);
   for (int done = 0, m = 0; done < a.m; done += m) {
-    m = std::min(kSliceMaxTokens, a.m - done);
-    const absl::Status sliced = Sliced(a, device, static_cast<const char*>(a.x) + done * x_bytes,
-                                       static_cast<char*>(a.y) + done * y_bytes, m, stream);
-    if (!sliced.ok()) return sliced;
+    SliceGemmPlan plan;
+    for (m = std::min(kSliceMaxTokens, a.m - done);; m /= 2) {
+      if (m == 0) return absl::InvalidArgumentError("PackedGemm: too little shared memory");
+      plan = PlanSliceGemm(a.shape, m, device.sms, device.shared_bytes);
+      if (plan.warps > 0) break;
+    }
+    const SliceGemmArgs part{static_cast<const char*>(a.x) + done * x_bytes,
+                             a.weights,
+                             static_cast<char*>(a.y) + done * y_bytes,
+                             a.shape,
+                             m,
+                             a.dtype,
+                             a.ends};
+    const bool early = a.early_start && device.major >= 9;
+    const absl::Status launched =
+        FromCuda(LaunchSliceGemm(part, plan, early, stream), "PackedGemm");
+    if (!launched.ok()) return launched;
   }
   return absl::OkStatus();
 }
@@ -121,7 +125,7 @@ absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
   }
   // Where one becomes faster than the next: docs/perf/cuda_gemm.md.
   if (IsStreamed(args.shape, args.m, device)) return Streamed(args, device, stream);
-  if (args.m <= kSliceMaxTokens || device.major != 9) return InEights(args, device, stream);
+  if (args.m <= kSliceMaxTokens || device.major != 9) return Sliced(args, device, stream);
   return args.m <= kTileGemmTokens ? Tiled(args, device, stream) : Wide(args, device, stream);
 }
 

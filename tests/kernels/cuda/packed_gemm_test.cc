@@ -193,6 +193,26 @@ TEST_F(PackedGemmTest, TakesAnyShape) {
   }
 }
 
+// What devices before Hopper get: no tiles, and less shared memory.
+TEST_F(PackedGemmTest, WorksWithinTheLimitsOfOlderDevices) {
+  for (const int64_t shared_bytes : {99 << 10, 163 << 10}) {
+    const DeviceLimits older{GetDeviceLimits(0)->sms, shared_bytes, 8};
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const int m : {2, 8, 21}) {
+        const Problem p = MakeProblem({700, 4096, 32, bits, true, Dtype::kFp16, m}, 23);
+        SCOPED_TRACE(testing::Message() << Name(p.c) << " in " << shared_bytes << " bytes");
+        ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                      const absl::Status done = PackedGemm(
+                          {x, weights, y, sums, q.shape, q.c.m, q.c.dtype}, older, nullptr);
+                      EXPECT_TRUE(done.ok()) << done;
+                      return cudaSuccess;
+                    }));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_F(PackedGemmTest, EveryStreamPlanGivesTheSame) {
   const Problem p = MakeProblem({1200, 2048, 128, 4, false, Dtype::kFp16, 2}, 11);
   const DeviceLimits limits = *GetDeviceLimits(0);
