@@ -64,8 +64,8 @@ TileGemmPlan PlanTileGemm(const PackedShape& shape, int sms, int64_t shared_byte
   TileGemmPlan plan;
   plan.blocks = sms;
   // Half an SM's and a little: two of these beside one another are slower, whatever stands between
-  // them (measured), but other kernels' blocks find room. If a k tile for each part of the warps,
-  // two rings of them, fits there.
+  // them (measured), but other kernels' blocks find room. All of it where two stages of a k tile
+  // for each part of the warps do not fit there.
   const auto fits = [&](int stages) {
     plan.stages = stages;
     return TileGemmSharedBytes(shape, plan) <= plan.shared_bytes;

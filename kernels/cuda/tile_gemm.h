@@ -24,7 +24,7 @@
 namespace babai::cuda {
 
 constexpr int kTileGemmRows = 128;   // of a tile
-constexpr int kTileGemmTokens = 16;  // and columns of x
+constexpr int kTileGemmTokens = 16;  // likewise, and the most of a product
 
 struct TileGemmPlan {
   int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds

@@ -33,7 +33,7 @@ struct TileGemmParams {
   uint32_t exponent;  // of bf16 fragments: dequant.cuh says why it is not a constant
   int record_bytes, tile_bytes;
   int64_t strip_bytes, row_scales, row_zeros;
-  // In shared memory: of a stage, x in it, the first stage, and what RecordWorker::Swap() needs.
+  // In shared memory: of a stage, x in it, the first stage, and what RecordWorker::Meet() needs.
   int stage_bytes, x_offset, ring, mail;
 
   __device__ __forceinline__ int Begin(int block) const {
