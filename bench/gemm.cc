@@ -2,8 +2,7 @@
 //
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
-//        [--slice blocks,warps,ahead,shared_bytes] likewise, of slice_gemm.h
-//        [--tile unit_tiles,stages,blocks,shared_bytes] likewise, of tile_gemm.h
+//        [--slice blocks,team,warps,ahead,x_tiles,shared_bytes] likewise, of slice_gemm.h
 //        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
@@ -26,7 +25,6 @@
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
-#include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
@@ -64,7 +62,6 @@ struct Options {
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
   SliceGemmPlan slice;
-  TileGemmPlan tile;
   WideGemmPlan wide;
 };
 
@@ -104,10 +101,7 @@ Options Parse(int argc, char** argv) {
       if (v.size() == 3) o.plan = {v[0], v[1], v[2]};
     } else if (flag == "--slice") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 4) o.slice = {v[0], v[1], v[2], v[3]};
-    } else if (flag == "--tile") {
-      const std::vector<int> v = ParseList(value());
-      if (v.size() == 4) o.tile = {v[0], v[1], v[2], v[3]};
+      if (v.size() == 6) o.slice = {v[0], v[1], v[2], v[3], v[4], v[5]};
     } else if (flag == "--wide") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
@@ -216,14 +210,9 @@ class Bench {
       return;
     }
     if (o_.slice.blocks > 0) {
-      CHECK_CUDA(LaunchSliceGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype}, o_.slice,
-                                 o_.early, stream));
-      return;
-    }
-    if (o_.tile.blocks > 0) {
       CHECK_CUDA(
-          LaunchTileGemm({data_.x(), weights, data_.y(), data_.workspace(), shape, m, o_.dtype},
-                         o_.tile, o_.early, stream));
+          LaunchSliceGemm({{data_.x(), weights, data_.y(), shape, m, o_.dtype}, data_.workspace()},
+                          o_.slice, o_.early, stream));
       return;
     }
     if (o_.wide.tokens > 0) {

@@ -17,6 +17,13 @@
 
 namespace babai::cuda {
 
+// A pair of minus `v`, a whole number below 256, in units of a fragment; bf16's is none or at least
+// 128.
+constexpr uint32_t MinusPair(bool half, float v) {
+  const uint32_t whole = static_cast<uint32_t>(v);
+  return (half ? 0x8000 | whole : whole == 0 ? 0 : 0xc300 | (whole - 128)) * 0x10001u;
+}
+
 template <int kBits, typename T>
 struct Fragment {
   static constexpr bool kHalf = __is_same(T, __half);
@@ -28,6 +35,11 @@ struct Fragment {
                                                        : 1.0f;
   static constexpr uint32_t kExponent = kHalf ? 0 : 0x43004300;  // of 128
   static constexpr float kSymmetricZero = static_cast<float>(1 << (kBits - 1));
+
+  // Pairs of what a fragment would hold for minus the symmetric zero point: times x, what a sum
+  // starts from.
+  static constexpr uint32_t kMinusZero = MinusPair(kHalf, kBias + kSymmetricZero);
+  static constexpr uint32_t kMinusZero8 = MinusPair(kHalf, kBias + kRow8 * kSymmetricZero);
 };
 
 // The words of one half tile for this lane.

@@ -8,7 +8,6 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
-#include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
@@ -46,13 +45,6 @@ absl::Status Streamed(const PackedGemmArgs& a, const DeviceLimits& device, cudaS
                   "PackedGemm");
 }
 
-absl::Status Tiled(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
-  const TileGemmPlan plan = PlanTileGemm(a.shape, device.sms, device.shared_bytes);
-  return FromCuda(LaunchTileGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
-                                 plan, a.early_start, stream),
-                  "PackedGemm");
-}
-
 absl::Status Wide(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const WideGemmPlan plan = PlanWideGemm(a.shape, a.m, device.sms, device.shared_bytes);
   return FromCuda(LaunchWideGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
@@ -68,7 +60,7 @@ int64_t OutputBytes(const PackedGemmArgs& args) {
   return args.ends.output == GemmOutput::kGate ? n / 2 * kElement : n * kElement;
 }
 
-// Eight tokens at a time, or as many as shared memory has room for.
+// Sixteen tokens at a time, or as many as shared memory has room for.
 absl::Status Sliced(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t x_bytes = int64_t{a.shape.k} * 2, y_bytes = OutputBytes(a);
   for (int done = 0, m = 0; done < a.m; done += m) {
@@ -78,13 +70,10 @@ absl::Status Sliced(const PackedGemmArgs& a, const DeviceLimits& device, cudaStr
       plan = PlanSliceGemm(a.shape, m, device.sms, device.shared_bytes);
       if (plan.warps > 0) break;
     }
-    const SliceGemmArgs part{static_cast<const char*>(a.x) + done * x_bytes,
-                             a.weights,
-                             static_cast<char*>(a.y) + done * y_bytes,
-                             a.shape,
-                             m,
-                             a.dtype,
-                             a.ends};
+    const SliceGemmArgs part{
+        {static_cast<const char*>(a.x) + done * x_bytes, a.weights,
+         static_cast<char*>(a.y) + done * y_bytes, a.shape, m, a.dtype, a.ends},
+        a.workspace};
     const bool early = a.early_start && device.major >= 9;
     const absl::Status launched =
         FromCuda(LaunchSliceGemm(part, plan, early, stream), "PackedGemm");
@@ -110,7 +99,7 @@ absl::StatusOr<DeviceLimits> GetDeviceLimits(int device) {
 }
 
 int64_t PackedGemmWorkspaceBytes(const DeviceLimits& device) {
-  return std::max(TileGemmWorkspaceBytes(device.sms), WideGemmWorkspaceBytes(device.sms));
+  return std::max(SliceGemmWorkspaceBytes(device.sms), WideGemmWorkspaceBytes(device.sms));
 }
 
 bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device) {
@@ -126,7 +115,7 @@ absl::Status PackedGemm(const PackedGemmArgs& args, const DeviceLimits& device,
   // Where one becomes faster than the next: docs/perf/cuda_gemm.md.
   if (IsStreamed(args.shape, args.m, device)) return Streamed(args, device, stream);
   if (args.m <= kSliceMaxTokens || device.major != 9) return Sliced(args, device, stream);
-  return args.m <= kTileGemmTokens ? Tiled(args, device, stream) : Wide(args, device, stream);
+  return Wide(args, device, stream);
 }
 
 }  // namespace babai::cuda

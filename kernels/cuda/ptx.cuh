@@ -97,8 +97,8 @@ __device__ __forceinline__ void ClusterStore(uint32_t addr, float v) {
 }
 // All threads of the cluster's blocks that have not ended; orders no memory.
 __device__ __forceinline__ void ClusterMeet() {
-  asm volatile(
-      "barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
+                   : "memory");
 }
 // To a block's shared memory; its bytes are counted off `bar`, there too.
 __device__ __forceinline__ void ClusterStore4(uint32_t addr, const float (&v)[4], uint32_t bar) {
@@ -123,6 +123,14 @@ __device__ __forceinline__ void CopyAsync16OrZero(uint32_t dst, const void* src,
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst),
                "l"(__cvta_generic_to_global(src)), "r"(valid ? 16 : 0)
                : "memory");
+}
+// 16 bytes where `wanted`: without a branch.
+__device__ __forceinline__ void CopyAsync16If(uint32_t dst, const void* src, bool wanted) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+          dst),
+      "l"(__cvta_generic_to_global(src)), "r"(static_cast<int>(wanted))
+      : "memory");
 }
 // This thread's CopyAsync16s since the last of these are a group.
 __device__ __forceinline__ void CopyAsyncCommit() {

@@ -47,7 +47,22 @@ struct RowPairMeta {
   const uint8_t *scales, *zeros;
 };
 
-// total += scale * (sums - zero * sum of x), for one tile and group.
+// total += scale * sums, for one tile and group.
+template <int kEights>
+__device__ __forceinline__ void AddScaled(float (&total)[kEights][4],
+                                          const float (&sum)[kEights][4], const uint8_t* scales,
+                                          int lane) {
+  const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scales + lane / 4 * 4));
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+    total[e][0] = fmaf(s.x, sum[e][0], total[e][0]);
+    total[e][1] = fmaf(s.x, sum[e][1], total[e][1]);
+    total[e][2] = fmaf(s.y, sum[e][2], total[e][2]);
+    total[e][3] = fmaf(s.y, sum[e][3], total[e][3]);
+  }
+}
+
+// total += scale * (sums - zero * sum of x), likewise.
 template <int kBits, typename T, int kEights>
 __device__ __forceinline__ void AddScaled(float (&total)[kEights][4],
                                           const float (&sum)[kEights][4],
@@ -71,20 +86,6 @@ __device__ __forceinline__ void AddScaled(float (&total)[kEights][4],
   }
 }
 
-// With a group a row: the sums of a row's integers become those of its weights.
-template <int kBits, typename T, int kEights>
-__device__ __forceinline__ void ScaleRows(float (&sums)[kEights][4], const float (&x)[kEights][4],
-                                          const RowPairMeta& at, bool asymmetric, int lane) {
-  float scaled[kEights][4];
-  Clear(scaled);
-  AddScaled<kBits, T>(scaled, sums, x, at, asymmetric, lane);
-#pragma unroll
-  for (int e = 0; e < kEights; ++e) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[e][j] = scaled[e][j];
-  }
-}
-
 // What turns a total into units of y: for row g and for row g + 8.
 template <int kBits, typename T>
 struct TotalUnit {
@@ -102,37 +103,58 @@ struct TileGroups {
   static constexpr int kSteps = kTileCols / kStepCols / kCount;  // of a group
 };
 
-// sums += the sums of x over step `step` of a half. They come from the tensor cores, which have
-// time to spare: ones for weights.
+// Operand A with the same weights in all rows g, and in all rows g + 8. From registers that the
+// compiler knows nothing of, or it would put them together anew for every product.
+struct SumWeights {
+  uint32_t a[4];
+
+  __device__ __forceinline__ SumWeights(uint32_t row, uint32_t row8) {
+    asm volatile("mov.b32 %0, %4; mov.b32 %1, %5; mov.b32 %2, %4; mov.b32 %3, %5;"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(row), "r"(row8));
+  }
+};
+
+// sums += the products of these weights and x over step `step` of a half. The tensor cores have
+// time to spare for it.
 template <typename T, int kEights>
 __device__ __forceinline__ void SumX(const XHalf (&x)[kEights], int step,
-                                     float (&sums)[kEights][4]) {
-  constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
-  constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+                                     const uint32_t (&weights)[4], float (&sums)[kEights][4]) {
 #pragma unroll
   for (int e = 0; e < kEights; ++e)
-    Mma<T>(sums[e], ones, x[e][step / 2][step % 2 * 2], x[e][step / 2][step % 2 * 2 + 1]);
+    Mma<T>(sums[e], weights, x[e][step / 2][step % 2 * 2], x[e][step / 2][step % 2 * 2 + 1]);
 }
 
-// Adds a record in shared memory times x to `total`; with a group a row, without its scale.
-// load_x(half, x): operand B. kSumX: x_sums is one, made here group by group, or with a group a row
-// added to; otherwise it holds the sums of each group of the tile.
-template <int kBits, typename T, int kGroup, bool kSumX, int kEights, int kSums, typename LoadX>
+// Weights of one for SumX(): it then gives the plain sums.
+template <typename T>
+constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
+
+// How AddRecord() takes the zero points into account.
+enum class Zeros {
+  kSumHere,   // x_sums is one, made here group by group, or with a group a row added to
+  kSumGiven,  // x_sums holds the sums of x of each group of the tile
+  kStart,     // x_sums holds what the sums of each group start from: those of Fragment's kMinusZero
+};
+
+// Adds kTiles tiles of rows in shared memory, of one record or of several one behind another, times
+// x to `total`; with a group a row, without its scale and zero points. load_x(half, x): operand B.
+template <int kBits, typename T, int kGroup, Zeros kZeros, int kTiles, int kEights, int kSums,
+          typename LoadX>
 __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
                                           const LoadX& load_x, float (&x_sums)[kSums][kEights][4],
                                           bool asymmetric, uint32_t wide_exponent, int lane,
-                                          float (&total)[kStripTiles][kEights][4]) {
+                                          float (&total)[kTiles][kEights][4]) {
   using F = Fragment<kBits, T>;
   using Groups = TileGroups<kGroup>;
   constexpr int kCodeBytes = kTileRows * kTileCols * kBits / 8;
   const uint32_t exponent = F::kHalf ? 0 : wide_exponent;
-  float run[kStripTiles][kEights][4];
+  float run[kTiles][kEights][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    uint32_t w[kStripTiles][kBits];
+    uint32_t w[kTiles][kBits];
     XHalf x[kEights];
 #pragma unroll
-    for (int i = 0; i < kStripTiles; ++i)
+    for (int i = 0; i < kTiles; ++i)
       LoadWords<kBits>(w[i], record + i * tile_bytes + half * kCodeBytes / 2, lane);
     load_x(half, x);
 #pragma unroll
@@ -140,8 +162,15 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
       const int step = half * kStepsPerHalf + s, group = step / Groups::kSteps;
       const bool first = kGroup != 0 && step % Groups::kSteps == 0;
 #pragma unroll
-      for (int i = 0; i < kStripTiles; ++i) {
-        if (first) Clear(run[i]);
+      for (int i = 0; i < kTiles; ++i) {
+        if (first) {
+#pragma unroll
+          for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+              run[i][e][j] = kZeros == Zeros::kStart ? x_sums[group][e][j] : 0;
+          }
+        }
         uint32_t a[4];
         if (s == 0) Dequantize<kBits, T, 0>(a, w[i], exponent);
         if (s == 1) Dequantize<kBits, T, 1>(a, w[i], exponent);
@@ -152,20 +181,48 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
         for (int e = 0; e < kEights; ++e)
           Mma<T>(sums[e], a, x[e][s / 2][s % 2 * 2], x[e][s / 2][s % 2 * 2 + 1]);
       }
-      if (kSumX) {
+      if constexpr (kZeros == Zeros::kSumHere) {
         if (first) Clear(x_sums[0]);
-        SumX<T>(x, s, x_sums[0]);
+        constexpr uint32_t ones[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
+        SumX<T>(x, s, ones, x_sums[0]);
       }
       if (kGroup != 0 && step % Groups::kSteps == Groups::kSteps - 1) {
 #pragma unroll
-        for (int i = 0; i < kStripTiles; ++i) {
+        for (int i = 0; i < kTiles; ++i) {
           const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
-          AddScaled<kBits, T>(total[i], run[i], x_sums[kSumX ? 0 : group],
-                              {meta + group * 32, meta + Groups::kCount * 32 + group * 16},
-                              asymmetric, lane);
+          if constexpr (kZeros == Zeros::kStart) {
+            AddScaled(total[i], run[i], meta + group * 32, lane);
+          } else {
+            AddScaled<kBits, T>(total[i], run[i], x_sums[kZeros == Zeros::kSumHere ? 0 : group],
+                                {meta + group * 32, meta + Groups::kCount * 32 + group * 16},
+                                asymmetric, lane);
+          }
         }
       }
     }
+  }
+}
+
+// With a group a row: the sums of a row's integers become those of its weights.
+template <int kBits, typename T, Zeros kZeros, int kEights>
+__device__ __forceinline__ void ScaleRows(float (&sums)[kEights][4], const float (&x)[kEights][4],
+                                          const RowPairMeta& at, bool asymmetric, int lane) {
+  float scaled[kEights][4];
+  Clear(scaled);
+  if constexpr (kZeros == Zeros::kStart) {
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[e][j] += x[e][j];
+    }
+    AddScaled(scaled, sums, at.scales, lane);
+  } else {
+    AddScaled<kBits, T>(scaled, sums, x, at, asymmetric, lane);
+  }
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[e][j] = scaled[e][j];
   }
 }
 

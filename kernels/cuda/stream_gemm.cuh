@@ -155,10 +155,11 @@ __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
     float(&sums)[4] = total[i][0];
     if constexpr (kGroup == 0) {
       const int64_t row_tile = strip * kStripTiles + i;
-      ScaleRows<kBits, T>(total[i], x,
-                          {p.weights + p.row_meta_offset + row_tile * kTileRows * 2,
-                           p.weights + p.row_zeros_offset + row_tile * kTileRows},
-                          kAsymmetric, lane);
+      ScaleRows<kBits, T, Zeros::kSumHere>(
+          total[i], x,
+          {p.weights + p.row_meta_offset + row_tile * kTileRows * 2,
+           p.weights + p.row_zeros_offset + row_tile * kTileRows},
+          kAsymmetric, lane);
     }
     float* at = slot + 2 * t * kSlotColumn + i * kTileRows + g;
     if (2 * t < p.m) at[0] = sums[0] * Unit::kRow, at[8] = sums[2] * Unit::kRow8;
@@ -265,8 +266,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
         LoadMatrix4(b[0][0], x_tile + half * kHalfCols * 2);
         LoadMatrix4(b[0][1], x_tile + half * kHalfCols * 2 + 64);
       };
-      AddRecord<kBits, T, kGroup, true>(record, kRecord / kStripTiles, load_x, x_sums, kAsymmetric,
-                                        p.exponent, lane, total);
+      AddRecord<kBits, T, kGroup, Zeros::kSumHere>(record, kRecord / kStripTiles, load_x, x_sums,
+                                                   kAsymmetric, p.exponent, lane, total);
       const bool strip_ends = ++tile == p.k_tiles;
       if (strip_ends || at + 1 == end) {
         // Warps' runs are contiguous, so (warp, strip) pairs met are at most warps + strips - 1,

@@ -1,4 +1,4 @@
-// Hopper's warpgroup products and tensor copies: what tile_gemm.cuh needs beyond ptx.cuh.
+// Hopper's warpgroup products and tensor copies: what wide_gemm.cuh needs beyond ptx.cuh.
 // Names and semantics: NVIDIA's PTX ISA 9.0, sections wgmma and cp.async.bulk.tensor.
 #pragma once
 

@@ -91,7 +91,7 @@ struct WideSums {
 #pragma unroll
     for (int e = 0; e < kEights; e += kAtOnce, from += kAtOnce * kNextEight) {
       if (e >= Eights()) break;
-      AddPartialSums<1, kAtOnce>(from, 0, kNextEight, sums + e * 4);
+      AddPartialSums<kAtOnce>(from, kNextEight, sums + e * 4);
     }
   }
 

@@ -13,7 +13,6 @@
 #include "kernels/cuda/repack.h"
 #include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
-#include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 #include "kernels/formats/packed_int.h"
 
@@ -69,7 +68,7 @@ struct Problem {
 
 // A fragment holds kBias + code (dequant.cuh), so that much more may cancel; each product of 16
 // terms is summed by the tensor core in fp32 with truncation, and k / 16 of them follow one
-// another. Above kTileGemmTokens weights are rounded to dtype (twice for bf16): independent errors
+// another. Above kSliceMaxTokens weights are rounded to dtype (twice for bf16): independent errors
 // of at most two half ulps each, of which six times their root mean square is allowed.
 void SetExpectations(Problem& p) {
   const Case& c = p.c;
@@ -91,7 +90,7 @@ void SetExpectations(Problem& p) {
       p.want[m * c.n + r] = want;
       p.bound[m * c.n + r] = half_ulp * std::abs(want) +
                              std::sqrt(c.k / 16.0 + 16) * 0x1p-23 * magnitude + 1e-7 +
-                             (c.m > kTileGemmTokens ? 6 * 2 * half_ulp * std::sqrt(squares) : 0);
+                             (c.m > kSliceMaxTokens ? 6 * 2 * half_ulp * std::sqrt(squares) : 0);
     }
   }
 }
@@ -232,44 +231,31 @@ TEST_F(PackedGemmTest, EveryStreamPlanGivesTheSame) {
 
 TEST_F(PackedGemmTest, EverySlicePlanGivesTheSame) {
   const DeviceLimits limits = *GetDeviceLimits(0);
-  for (const int bits : {2, 4}) {  // units of two records and of one
+  for (const int bits : {2, 4, 8}) {  // units of two records and of one
     for (const int64_t group : {32, 1 << 20}) {
-      const Problem p = MakeProblem({1200, 2080, group, bits, true, Dtype::kFp16, 7}, 19);
-      for (const int warps : {1, 3, 8, kSliceMaxWarps}) {
-        for (const int blocks : {1, 5, 7, 60}) {  // several passes to none
-          for (const int ahead : {1, 2}) {
-            const SliceGemmPlan plan{blocks, warps, std::min(ahead, kRingUnits[bits] - 1), 0};
-            if (SliceGemmSharedBytes(p.shape, p.c.m, plan) > limits.shared_bytes) continue;
-            SCOPED_TRACE(testing::Message() << Name(p.c) << " " << warps << " warps, " << blocks
-                                            << " blocks, " << ahead << " ahead");
-            ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto*) {
-                          return LaunchSliceGemm({x, weights, y, q.shape, q.c.m, q.c.dtype}, plan,
-                                                 true, nullptr);
-                        }));
-            if (HasFatalFailure()) return;
+      for (const int m : {7, 13}) {
+        for (const bool asymmetric : {false, true}) {
+          const Problem p = MakeProblem({1200, 2080, group, bits, asymmetric, Dtype::kFp16, m}, 19);
+          for (const int warps : {1, 3, MaxSliceWarps(m)}) {
+            for (const int blocks : {1, 5, 7, 30, 60}) {  // several passes to none
+              for (const int team : {1, 2}) {
+                const int ahead = team == 2 ? 1 : SliceRing(bits, SliceEights(m)) - 1;
+                const SliceGemmPlan plan{blocks, team, warps, ahead, 1 + warps % 2, 0};
+                if (team == 2 && (m <= 8 || p.shape.strips() > kPassStrips * (blocks / 2)))
+                  continue;
+                if (SliceGemmSharedBytes(p.shape, m, plan) > limits.shared_bytes) continue;
+                SCOPED_TRACE(testing::Message() << Name(p.c) << " " << warps << " warps, " << blocks
+                                                << " blocks, " << team << " a team");
+                ExpectEqual(
+                    p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                      return LaunchSliceGemm({{x, weights, y, q.shape, m, q.c.dtype}, sums}, plan,
+                                             true, nullptr);
+                    }));
+                if (HasFatalFailure()) return;
+              }
+            }
           }
         }
-      }
-    }
-  }
-}
-
-TEST_F(PackedGemmTest, EveryTilePlanGivesTheSame) {
-  const DeviceLimits limits = *GetDeviceLimits(0);
-  if (limits.major != 9) GTEST_SKIP() << "tile_gemm.h needs sm_90";
-  for (const int m : {3, 13}) {
-    const Problem p = MakeProblem({1200, 2080, 32, 4, true, Dtype::kFp16, m}, 17);
-    for (const int unit_tiles : {1, 2, 3}) {
-      for (const int blocks : {1, 7, 60, 132}) {  // 60 and 132: many share a tile
-        const TileGemmPlan plan{unit_tiles, 2, blocks, 0};
-        if (blocks > limits.sms) continue;
-        SCOPED_TRACE(testing::Message()
-                     << m << " tokens, " << unit_tiles << " k tiles, " << blocks << " blocks");
-        ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
-                      return LaunchTileGemm({x, weights, y, sums, q.shape, q.c.m, q.c.dtype}, plan,
-                                            true, nullptr);
-                    }));
-        if (HasFatalFailure()) return;
       }
     }
   }

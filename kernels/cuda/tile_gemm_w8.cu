@@ -1,6 +1,0 @@
-#include "kernels/cuda/tile_gemm.cuh"
-
-namespace babai::cuda {
-template cudaError_t LaunchTileGemmBits<8>(const TileGemmParams&, const CUtensorMap&, int, Dtype,
-                                           const LaunchConfig&);
-}  // namespace babai::cuda
