@@ -179,17 +179,6 @@ std::string JobText(const Operation& operation) {
   return text;
 }
 
-int Done(const Session& session, const absl::Status& status, const std::string& id,
-         const char* what) {
-  if (!status.ok()) return Fail(status);
-  if (session.json) {
-    PrintJson({{"id", id}, {what, true}});
-  } else {
-    PrintText(absl::StrCat(id, " ", what));
-  }
-  return 0;
-}
-
 }  // namespace
 
 int RunQuantize(const Session& session, const QuantizeFlags& flags) {
@@ -236,11 +225,28 @@ int RunJobsWatch(const Session& session, const std::string& id) {
 }
 
 int RunJobsCancel(const Session& session, const std::string& id) {
-  return Done(session, session.client.CancelOperation(id), id, "cancelled");
+  if (absl::Status s = session.client.CancelOperation(id); !s.ok()) return Fail(s);
+  // The job stops at its next safe point, or had ended before: what is said is what is so.
+  const auto operation = session.client.GetOperation(id);
+  if (!operation.ok()) return Fail(operation.status());
+  if (session.json) {
+    PrintJson(ToJson(*operation));
+  } else if (operation->done()) {
+    PrintText(JobLine(*operation));
+  } else {
+    PrintText(absl::StrCat(id, " is stopping. Until it has: babai jobs watch ", id));
+  }
+  return 0;
 }
 
 int RunJobsDelete(const Session& session, const std::string& id) {
-  return Done(session, session.client.DeleteOperation(id), id, "deleted");
+  if (absl::Status s = session.client.DeleteOperation(id); !s.ok()) return Fail(s);
+  if (session.json) {
+    PrintJson({{"id", id}, {"deleted", true}});
+  } else {
+    PrintText(absl::StrCat(id, " deleted"));
+  }
+  return 0;
 }
 
 }  // namespace babai::client

@@ -217,6 +217,7 @@ void AddVerbs(CLI::App& app, CommandLine& line) {
       ->envname("BABAI_SERVER")
       ->capture_default_str();
   app.add_flag("--json", line.json, "print one JSON object on stdout");
+  app.fallthrough();  // both may come behind the verb too
   app.require_subcommand(1);
   AddQuantize(app, line);
   AddJobs(app, line);

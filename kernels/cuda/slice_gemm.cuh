@@ -192,7 +192,8 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
   const uint8_t* stage = smem + work.warp * Copier::kRing;
   const uint8_t* const ring_end = stage + Copier::kRing;
   uint32_t done = ring + Copier::kAhead * Copier::kStage;  // the stage before: may be overwritten
-  // Sums that products start from save instructions, but their products are waited for first.
+  // What a group's products start from saves instructions but is waited for before them: up to
+  // eight tokens that costs more.
   constexpr Zeros kZeros = kAsymmetric || kEights == 1 ? Zeros::kSumGiven : Zeros::kStart;
   using F = Fragment<kBits, T>;
   const SumWeights sum_weights(kZeros == Zeros::kSumGiven ? kOnes<T> : F::kMinusZero,
