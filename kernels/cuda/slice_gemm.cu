@@ -37,7 +37,7 @@ SliceGemmParams MakeParams(const PackedShape& s, int m, const SliceGemmPlan& pla
   SliceGemmParams p{};
   p.m = m, p.n = s.n, p.k = s.k, p.x_row_bytes = s.k * 2;
   p.warps = plan.warps, p.ahead = plan.ahead;
-  p.x_slots = plan.x_tiles;
+  p.x_tiles = plan.x_tiles;
   p.strips = ShareOut(s.strips(), teams);
   p.k_tiles = ShareOut(s.k_tiles(), plan.team * plan.warps);
   p.strip_bytes = s.strip_bytes();

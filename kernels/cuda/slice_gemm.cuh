@@ -20,7 +20,7 @@ struct SliceGemmParams {
   int m, n, k;
   int warps, ahead;
   int x_row_bytes;
-  int x_slots;     // k tiles of x that a warp has room for, and is ahead
+  int x_tiles;     // k tiles of x that a warp has room for, and is ahead
   Shares strips;   // of a team
   Shares k_tiles;  // of a warp of a team
   int64_t strip_bytes, row_scales, row_zeros;
@@ -173,14 +173,14 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
     CopyAsyncCommit();
   }
   constexpr uint32_t kXBytes = kEights * 8 * kXRowBytes;
-  const uint32_t x_slots = SharedAddress(smem) + p.x_offset + work.warp * p.x_slots * kXBytes;
+  const uint32_t x_slots = SharedAddress(smem) + p.x_offset + work.warp * p.x_tiles * kXBytes;
   float4* const mail = reinterpret_cast<float4*>(smem + p.mail) + work.lane;
   WaitForPrecedingKernel();
   // The rest of what is to be under way: a group of copies a unit, the first with x.
   const int passes = (work.strips + kPassStrips - 1) / kPassStrips;
   int x_left = passes * (work.end - work.begin);  // k tiles to copy
 #pragma unroll 1
-  for (int i = 0; i < p.x_slots && x_left > 0; ++i, --x_left) copier.CopyX(x_slots + i * kXBytes);
+  for (int i = 0; i < p.x_tiles && x_left > 0; ++i, --x_left) copier.CopyX(x_slots + i * kXBytes);
 #pragma unroll 1
   for (int i = 0; i < Copier::kAhead; ++i) {
     if (i >= p.ahead) copier.CopyWeights(ring + i * Copier::kStage);
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
           __syncwarp();
           if (--x_left >= 0) copier.CopyX(x_slot);
           x_slot += kXBytes;
-          if (x_slot == x_slots + p.x_slots * kXBytes) x_slot = x_slots;
+          if (x_slot == x_slots + p.x_tiles * kXBytes) x_slot = x_slots;
           CopyAsyncCommit();
         }
         copier.CopyWeights(done);

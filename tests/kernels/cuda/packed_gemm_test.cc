@@ -229,6 +229,24 @@ TEST_F(PackedGemmTest, EveryStreamPlanGivesTheSame) {
   }
 }
 
+// Several passes to none, warps with many k tiles to none, teams from nine tokens on.
+std::vector<SliceGemmPlan> SlicePlans(const Problem& p, int64_t shared_bytes) {
+  const int m = p.c.m;
+  std::vector<SliceGemmPlan> plans;
+  for (const int warps : {1, 3, MaxSliceWarps(m)}) {
+    for (const int blocks : {1, 5, 7, 30, 60}) {
+      const int ahead = SliceRing(p.shape.bits, SliceEights(m)) - 1;
+      plans.push_back({blocks, 1, warps, ahead, 1 + warps % 2, 0});
+      if (m > 8 && p.shape.strips() <= kPassStrips * (blocks / 2))
+        plans.push_back({blocks, 2, warps, 1, 1 + warps % 2, 0});
+    }
+  }
+  std::erase_if(plans, [&](const SliceGemmPlan& plan) {
+    return SliceGemmSharedBytes(p.shape, m, plan) > shared_bytes;
+  });
+  return plans;
+}
+
 TEST_F(PackedGemmTest, EverySlicePlanGivesTheSame) {
   const DeviceLimits limits = *GetDeviceLimits(0);
   for (const int bits : {2, 4, 8}) {  // units of two records and of one
@@ -236,24 +254,16 @@ TEST_F(PackedGemmTest, EverySlicePlanGivesTheSame) {
       for (const int m : {7, 13}) {
         for (const bool asymmetric : {false, true}) {
           const Problem p = MakeProblem({1200, 2080, group, bits, asymmetric, Dtype::kFp16, m}, 19);
-          for (const int warps : {1, 3, MaxSliceWarps(m)}) {
-            for (const int blocks : {1, 5, 7, 30, 60}) {  // several passes to none
-              for (const int team : {1, 2}) {
-                const int ahead = team == 2 ? 1 : SliceRing(bits, SliceEights(m)) - 1;
-                const SliceGemmPlan plan{blocks, team, warps, ahead, 1 + warps % 2, 0};
-                if (team == 2 && (m <= 8 || p.shape.strips() > kPassStrips * (blocks / 2)))
-                  continue;
-                if (SliceGemmSharedBytes(p.shape, m, plan) > limits.shared_bytes) continue;
-                SCOPED_TRACE(testing::Message() << Name(p.c) << " " << warps << " warps, " << blocks
-                                                << " blocks, " << team << " a team");
-                ExpectEqual(
-                    p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
-                      return LaunchSliceGemm({{x, weights, y, q.shape, m, q.c.dtype}, sums}, plan,
-                                             true, nullptr);
-                    }));
-                if (HasFatalFailure()) return;
-              }
-            }
+          for (const SliceGemmPlan& plan : SlicePlans(p, limits.shared_bytes)) {
+            SCOPED_TRACE(testing::Message()
+                         << Name(p.c) << " " << plan.warps << " warps, " << plan.blocks
+                         << " blocks, " << plan.team << " a team");
+            ExpectEqual(p,
+                        Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                          return LaunchSliceGemm({{x, weights, y, q.shape, m, q.c.dtype}, sums},
+                                                 plan, true, nullptr);
+                        }));
+            if (HasFatalFailure()) return;
           }
         }
       }
