@@ -70,8 +70,8 @@ std::vector<MetricFamily> Scrape::Collect() const {
              MetricType::Counter);
   auto steps = Family("babai_engine_steps_total", "Forward steps", MetricType::Counter);
   auto loaded = Family("babai_models_loaded", "Models in memory", MetricType::Gauge);
-  auto cache = Family("babai_model_cache_bytes", "Tensor data of the stored models on disk",
-                      MetricType::Gauge);
+  auto cache =
+      Family("babai_model_cache_bytes", "Size of the stored models on disk", MetricType::Gauge);
   auto resident =
       Family("process_resident_memory_bytes", "Resident memory of the process", MetricType::Gauge);
 
@@ -93,8 +93,7 @@ std::vector<MetricFamily> Scrape::Collect() const {
   if (catalog_ != nullptr) {
     double bytes = 0;
     for (const std::string& name : catalog_->Names()) {
-      const auto manifest = catalog_->ReadManifest(name);
-      if (manifest.ok()) bytes += static_cast<double>(manifest->packed_bytes);
+      bytes += static_cast<double>(catalog_->StoredBytes(name));
     }
     Add(cache, bytes);
     std::erase_if(totals_, [&](const auto& entry) { return !catalog_->Exists(entry.first); });

@@ -69,6 +69,18 @@ class DiskCatalog final : public Catalog {
     return ManifestFromJson(*text);
   }
 
+  int64_t StoredBytes(std::string_view name) const override {
+    if (!Exists(name)) return 0;
+    int64_t sum = 0;
+    std::error_code error;
+    for (const auto& file : fs::recursive_directory_iterator(ModelDir(name), error)) {
+      std::error_code gone;  // deleted since it was seen
+      const auto bytes = file.is_regular_file(gone) ? file.file_size(gone) : 0;
+      if (!gone) sum += static_cast<int64_t>(bytes);
+    }
+    return sum;
+  }
+
   std::vector<std::string> Names() const override {
     std::vector<std::string> names;
     std::error_code error;

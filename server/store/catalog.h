@@ -28,8 +28,9 @@ class Catalog {
   virtual std::filesystem::path NewStagingDir(std::string_view name) const = 0;
   virtual bool Exists(std::string_view name) const = 0;
   virtual absl::StatusOr<Manifest> ReadManifest(
-      std::string_view name) const = 0;                // NotFound MODEL_NOT_FOUND
-  virtual std::vector<std::string> Names() const = 0;  // sorted
+      std::string_view name) const = 0;                          // NotFound MODEL_NOT_FOUND
+  virtual int64_t StoredBytes(std::string_view name) const = 0;  // of its files; 0: no such model
+  virtual std::vector<std::string> Names() const = 0;            // sorted
   // Renames into tmp first, so a half-deleted model is never visible.
   virtual absl::Status Delete(std::string_view name) = 0;
 };

@@ -91,6 +91,8 @@ class Service:
     def close(self):
         if self.process.poll() is None:
             self.stop()
+        elif not self.log.closed:  # nobody has stopped it
+            print(f"the server ended with {self.process.returncode}; log:\n{self.log_text()}", file=sys.stderr)
         self._own.cleanup()
 
     def quantize(self, uri, name, preset="babai", wait=120, samples=8, length=64, **recipe):

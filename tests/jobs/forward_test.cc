@@ -14,8 +14,7 @@ std::vector<float> LastHidden(const Checkpoint& checkpoint, const std::vector<Se
                               ThreadPool& pool, int64_t max_inner_bytes) {
   const ModelConfig& config = checkpoint.config();
   const TensorSource source = SourceOf(checkpoint);
-  CalibrationStream stream(
-      config, sequences, pool, [] { return false; }, max_inner_bytes);
+  CalibrationStream stream(config, sequences, pool, [] { return false; }, max_inner_bytes);
   stream.Embed(*checkpoint.Read("embed.weight"), *LoadModelParams(config, source));
   for (int64_t b = 0; b < config.layers; ++b) {
     const auto params = *LoadBlockParams(config, b, source);
@@ -58,6 +57,8 @@ TEST_F(ForwardTest, StopsBetweenChunks) {
   const auto checkpoint = *OpenCheckpoint(root() / "tiny");
   ThreadPool pool(1);
   CalibrationStream stream(checkpoint->config(), {RandomIds(16, 320)}, pool, [] { return true; });
+  const BlockParams params;
+  stream.BeginBlock(0, &params);
   EXPECT_TRUE(absl::IsCancelled(stream.Advance(Group::kO, std::make_shared<StackedWeights>(64))));
 }
 

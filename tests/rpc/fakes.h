@@ -77,6 +77,7 @@ class FakeCatalog final : public Catalog {
     if (it == manifests_.end()) return NoModel(name);
     return it->second;
   }
+  int64_t StoredBytes(std::string_view name) const override { return Exists(name) ? 1 : 0; }
   std::vector<std::string> Names() const override {
     std::vector<std::string> names;
     for (const auto& [name, manifest] : manifests_) names.push_back(name);

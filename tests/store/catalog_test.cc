@@ -43,6 +43,9 @@ TEST(Catalog, ListsReadsAndDeletesModels) {
   fs::create_directory(catalog->ModelDir("half"));  // no manifest: not a model
   EXPECT_THAT(catalog->Names(), ElementsAre("a", "b"));
   EXPECT_EQ(catalog->ReadManifest("a")->name, "a");
+  EXPECT_EQ(catalog->StoredBytes("a"),
+            static_cast<int64_t>(fs::file_size(catalog->ModelDir("a") / "manifest.json") +
+                                 fs::file_size(catalog->ModelDir("a") / "rest.safetensors")));
   ASSERT_TRUE(catalog->Delete("a").ok());
   EXPECT_THAT(catalog->Names(), ElementsAre("b"));
   EXPECT_TRUE(fs::is_empty(temp.path() / "data" / "tmp"));
@@ -50,6 +53,7 @@ TEST(Catalog, ListsReadsAndDeletesModels) {
     EXPECT_EQ(ReasonOf(catalog->ReadManifest(name).status()), reason::kModelNotFound) << name;
     EXPECT_EQ(ReasonOf(catalog->Delete(name)), reason::kModelNotFound) << name;
     EXPECT_FALSE(catalog->Exists(name)) << name;
+    EXPECT_EQ(catalog->StoredBytes(name), 0) << name;
   }
 }
 
