@@ -6,28 +6,26 @@
 
 namespace babai::cuda {
 
+constexpr uint32_t kUnwritten = 0xffffffff;
+
 // Four sums of a lane.
 __device__ __forceinline__ void StorePartialSums(uint32_t* to, const float (&sums)[4]) {
-  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums[0]),
-               "f"(sums[1]), "f"(sums[2]), "f"(sums[3])
-               : "memory");
+  StoreRelaxed4(to, make_uint4(__float_as_uint(sums[0]), __float_as_uint(sums[1]),
+                               __float_as_uint(sums[2]), __float_as_uint(sums[3])));
 }
 
 // What another block has left, kCount fours `next` words apart: waits for all of them and adds them
 // to `sums`. What was read is put back to all ones for the next launch.
 template <int kCount>
 __device__ __forceinline__ void AddPartialSums(uint32_t* from, int next, float* sums) {
-  constexpr uint32_t kUnwritten = 0xffffffff;
   uint32_t v[kCount][4];
   bool missing;
   do {
     missing = false;
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(v[e][0]), "=r"(v[e][1]), "=r"(v[e][2]), "=r"(v[e][3])
-                   : "l"(from + e * next)
-                   : "memory");
+      const uint4 four = LoadRelaxed4(from + e * next);
+      v[e][0] = four.x, v[e][1] = four.y, v[e][2] = four.z, v[e][3] = four.w;
     }
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {

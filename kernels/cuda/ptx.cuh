@@ -13,6 +13,16 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// Declares the bytes that the launch gives a block.
+#define SHARED_MEMORY(name) extern __shared__ __align__(128) uint8_t name[]
+
+// v, of which the compiler then knows nothing.
+__device__ __forceinline__ uint32_t Opaque(uint32_t v) {
+  uint32_t r;
+  asm volatile("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
+}
+
 template <typename T>
 __device__ __forceinline__ T FromFloat(float v) {
   if constexpr (__is_same(T, __half)) {
@@ -141,9 +151,42 @@ template <int kGroups>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
+// Until the last `groups` groups at most are under way, or somewhat fewer. Without branches.
+__device__ __forceinline__ void CopyAsyncWaitFor(int groups) {
+  asm volatile(
+      "{\n.reg .pred p0, p1, p2;\n"
+      "setp.lt.s32 p2, %0, 4;\nsetp.lt.s32 p1, %0, 2;\nsetp.lt.s32 p0, %0, 1;\n"
+      "cp.async.wait_group 4;\n@p2 cp.async.wait_group 2;\n@p1 cp.async.wait_group 1;\n"
+      "@p0 cp.async.wait_group 0;\n}" ::"r"(groups)
+      : "memory");
+}
 // Arrives on `bar` once this thread's CopyAsync16s so far have landed.
 __device__ __forceinline__ void CopyAsyncArrive(uint32_t bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+// --- words that other blocks read while the kernel runs
+
+__device__ __forceinline__ uint32_t LoadRelaxed(const void* from) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ uint4 LoadRelaxed4(const void* from) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreRelaxed(void* to, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ void StoreRelaxed4(void* to, const uint4& v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
 }
 
 // *to += v where no other thread adds to it in the same launch: nobody waits for what was there.
@@ -151,6 +194,10 @@ __device__ __forceinline__ void AddToMemory(float* to, float v) {
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)),
                "f"(v)
                : "memory");
+}
+
+__device__ __forceinline__ void PrefetchToL2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
 }
 
 // --- programmatic dependent launch

@@ -108,11 +108,8 @@ struct TileGroups {
 struct SumWeights {
   uint32_t a[4];
 
-  __device__ __forceinline__ SumWeights(uint32_t row, uint32_t row8) {
-    asm volatile("mov.b32 %0, %4; mov.b32 %1, %5; mov.b32 %2, %4; mov.b32 %3, %5;"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(row), "r"(row8));
-  }
+  __device__ __forceinline__ SumWeights(uint32_t row, uint32_t row8)
+      : a{Opaque(row), Opaque(row8), Opaque(row), Opaque(row8)} {}
 };
 
 // sums += the products of these weights and x over step `step` of a half. The tensor cores have

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
     SliceGemmKernel(const __grid_constant__ SliceGemmParams p) {
   using Copier = SliceCopier<kBits, kGroup, kAsymmetric, kEights>;
   constexpr int kUnit = Copier::kUnit;
-  extern __shared__ __align__(128) uint8_t smem[];
+  SHARED_MEMORY(smem);
   // At once: the next kernel's blocks come as soon as there is room, and copy meanwhile.
   LetNextKernelStart();
   const WarpWork work(p);
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
         if (s == 0) {
 #pragma unroll
           for (int step = 0; step < 2 * kStepsPerHalf; ++step) {
-            float(&sums)[kEights][4] = x_sums[step / TileGroups<kGroup>::kSteps];
+            float (&sums)[kEights][4] = x_sums[step / TileGroups<kGroup>::kSteps];
             if (kGroup != 0 && step % TileGroups<kGroup>::kSteps == 0) Clear(sums);
             SumX<T>(x[step / kStepsPerHalf], step % kStepsPerHalf, sum_weights.a, sums);
           }
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kSliceWarps<kEights>* kLanes, 1)
       if (s >= strips) break;
 #pragma unroll
       for (int i = 0; i < kStripTiles; ++i) {
-        float(&sums)[kEights][4] = total[s * kStripTiles + i];
+        float (&sums)[kEights][4] = total[s * kStripTiles + i];
         if constexpr (kGroup == 0) {
           const int64_t row_tile = (work.strip0 + first + s) * kStripTiles + i;
           ScaleRows<kBits, T, kZeros>(sums, x_sums[0],

@@ -152,7 +152,7 @@ __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < kStripTiles; ++i) {
-    float(&sums)[4] = total[i][0];
+    float (&sums)[4] = total[i][0];
     if constexpr (kGroup == 0) {
       const int64_t row_tile = strip * kStripTiles + i;
       ScaleRows<kBits, T, Zeros::kSumHere>(
@@ -175,7 +175,7 @@ __device__ __forceinline__ void StoreSlot(const StreamGemmParams& p, int strip,
 template <int kBits, typename T, int kGroup, bool kAsymmetric>
 __global__ void __launch_bounds__(kStreamThreads, 2)
     StreamGemmKernel(const __grid_constant__ StreamGemmParams p) {
-  extern __shared__ __align__(128) uint8_t smem[];
+  SHARED_MEMORY(smem);
   // Broadcast, so that the compiler knows a warp's own numbers to be the same in all its lanes.
   const int warp = __shfl_sync(~0u, threadIdx.x / kLanes, 0), lane = threadIdx.x % kLanes;
   const int strip0 = p.strips.Begin(blockIdx.x), strips = p.strips.Begin(blockIdx.x + 1) - strip0;

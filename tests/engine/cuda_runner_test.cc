@@ -65,10 +65,18 @@ Feeder FeederFor(Runner& runner, int64_t vocab) {
 
 struct FamilyCase {
   std::string family;
-  int bits;  // 0: dense weights, through cuBLAS
+  int bits;             // 0: dense weights, through cuBLAS
+  bool chains = false;  // RunnerOptions::chain_products
 };
 
-class CudaFamilyTest : public CudaTest, public testing::WithParamInterface<FamilyCase> {};
+class CudaFamilyTest : public CudaTest, public testing::WithParamInterface<FamilyCase> {
+ protected:
+  static RunnerOptions OnDevice() {
+    RunnerOptions options = Options(DType::kF16);
+    options.chain_products = GetParam().chains;
+    return options;
+  }
+};
 
 // Activations are rounded to fp16 (bf16 for models that norm what they add) at four places a block
 // and before and after the head, each a relative half ulp with random signs. Against the largest
@@ -81,7 +89,7 @@ TEST_P(CudaFamilyTest, LogitsAreTheCpus) {
   tiny.intermediate = 96;
   const std::shared_ptr<const PackedModel> packed = Packed(tiny, GetParam().bits);
   auto cpu = *MakeCpuRunner(packed, Options(DType::kF32), pool_);
-  auto cuda = MakeCudaRunner(packed, Options(DType::kF16));
+  auto cuda = MakeCudaRunner(packed, OnDevice());
   ASSERT_TRUE(cuda.ok()) << cuda.status();
   Feeder want = FeederFor(*cpu, tiny.vocab), got = FeederFor(**cuda, tiny.vocab);
   FeedAll(want);
@@ -101,8 +109,8 @@ TEST_P(CudaFamilyTest, TwoRunsAreBitIdentical) {
   TinyModel tiny;
   tiny.family = GetParam().family;
   const std::shared_ptr<const PackedModel> packed = Packed(tiny, GetParam().bits);
-  auto one = *MakeCudaRunner(packed, Options(DType::kF16));
-  auto two = *MakeCudaRunner(packed, Options(DType::kF16));
+  auto one = *MakeCudaRunner(packed, OnDevice());
+  auto two = *MakeCudaRunner(packed, OnDevice());
   Feeder a = FeederFor(*one, tiny.vocab), b = FeederFor(*two, tiny.vocab),
          again = FeederFor(*one, tiny.vocab);
   FeedAll(a);
@@ -120,12 +128,16 @@ std::vector<FamilyCase> AllFamilies() {
     for (const int bits : {0, 4}) cases.push_back({family, bits});
   }
   for (const int bits : {2, 3, 8}) cases.push_back({"llama", bits});
+  for (const char* family : {"llama", "mistral", "qwen2", "qwen3"}) {
+    cases.push_back({family, 4, /*chains=*/true});
+  }
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaFamilyTest, testing::ValuesIn(AllFamilies()),
                          [](const auto& info) {
-                           return absl::StrCat(info.param.family, info.param.bits);
+                           return absl::StrCat(info.param.family, info.param.bits,
+                                               info.param.chains ? "Chains" : "");
                          });
 
 class CudaRunnerTest : public CudaTest {};

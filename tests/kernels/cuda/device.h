@@ -17,6 +17,16 @@ inline const char* NoDevice() {
   return count > 0 ? nullptr : "no CUDA device";
 }
 
+// Of what a test has many of, as many as there is time for: an emulated device (emulated/simt.h) is
+// slow.
+constexpr int ManyOf(int on_a_gpu) {
+#ifdef BABAI_EMULATED_DEVICE
+  return (on_a_gpu + 39) / 40;
+#else
+  return on_a_gpu;
+#endif
+}
+
 class GpuTest : public testing::Test {
  protected:
   void SetUp() override {

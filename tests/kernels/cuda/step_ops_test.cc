@@ -13,27 +13,12 @@
 #include "kernels/cuda/repack.h"
 #include "kernels/cuda/repack_on_device.h"
 #include "kernels/cuda/rope_angles.h"
-#include "kernels/formats/packed_int.h"
-#include "values.h"
+#include "packed_values.h"
 
 namespace babai::cuda {
 namespace {
 
 constexpr double kEps = 0x1p-24;  // of fp32
-
-PackedInt RandomPacked(int64_t rows, int64_t cols, int64_t group, int bits, bool asymmetric,
-                       uint32_t seed) {
-  std::mt19937 rng(seed);
-  const int64_t groups = (cols + group - 1) / group;
-  std::vector<uint8_t> codes(rows * cols), zeros(asymmetric ? rows * groups : 0);
-  std::vector<uint16_t> scales(rows * groups);
-  for (uint8_t& v : codes) v = rng() & ((1 << bits) - 1);
-  for (uint8_t& v : zeros) v = rng() & ((1 << bits) - 1);
-  for (uint16_t& v : scales) v = 0x2000 | (rng() & 0x3ff);
-  const auto packed = PackInt(codes, scales, zeros, rows, cols, group, bits);
-  EXPECT_TRUE(packed.ok()) << packed.status();
-  return *packed;
-}
 
 class StepOps : public GpuTest {};
 
@@ -45,25 +30,32 @@ class PackedEmbedding : public GpuTest,
 TEST_P(PackedEmbedding, RowsAreTheFormats) {
   const auto [bits, asymmetric, group] = GetParam();
   constexpr int kVocab = 37, kHidden = 96;
-  const PackedInt w = RandomPacked(kVocab, kHidden, group, bits, asymmetric, 1);
+  std::mt19937 rng(1);
+  const PackedInt w = RandomPacked(kVocab, kHidden, group, bits, asymmetric, rng);
   const DeviceVector<uint8_t> codes(w.codes), zeros(w.zeros);
   const DeviceVector<uint16_t> scales(w.scales);
   const std::vector<int32_t> ids = {36, 0, 5, 5, 17}, at = {0, 3, 1, 2, 3};
   const std::vector<float> rows = RandomFloats(4 * kHidden, 2);
   const DeviceVector<int32_t> tokens(ids), positions(at);
   const DeviceVector<float> position_rows(rows), x(std::vector<float>(5 * kHidden, NAN));
+  const DeviceVector<float> squares(std::vector<float>(kHidden / 16 * 8, NAN));
   EmbedArgs args{};
   args.table = {EmbeddingTable::Kind::kPacked,       codes.data(), scales.data(),
                 asymmetric ? zeros.data() : nullptr, bits,         static_cast<int>(w.group)};
   args.tokens = tokens.data(), args.positions = positions.data();
   args.position_rows = position_rows.data(), args.scale = 3, args.x = x.data();
-  args.count = 5, args.hidden = kHidden;
+  args.squares = squares.data(), args.count = 5, args.hidden = kHidden;
   Launched(Embed(args, {}));
-  const std::vector<float> got = x.ToHost();
+  const std::vector<float> got = x.ToHost(), sums = squares.ToHost();
   for (int t = 0; t < 5; ++t) {
     for (int c = 0; c < kHidden; ++c) {
       const double want = 3.0 * DecodeWeight(w.view(), ids[t], c) + rows[at[t] * kHidden + c];
       ASSERT_NEAR(got[t * kHidden + c], want, 4 * kEps * (1 + std::abs(want))) << t << " " << c;
+    }
+    for (int c = 0; c < kHidden; c += 16) {
+      double want = 0;
+      for (int i = c; i < c + 16; ++i) want += std::pow(double{got[t * kHidden + i]}, 2);
+      ASSERT_NEAR(sums[c / 16 * 8 + t], want, 16 * kEps * want) << t << " " << c;
     }
   }
 }
@@ -443,7 +435,8 @@ class RepackTest : public GpuTest,
 TEST_P(RepackTest, MakesTheBytesThatTheHostMakes) {
   const auto [bits, group, asymmetric] = GetParam();
   constexpr int kRows = 100, kCols = 384;
-  const PackedInt w = RandomPacked(kRows, kCols, group, bits, asymmetric, 5);
+  std::mt19937 rng(5);
+  const PackedInt w = RandomPacked(kRows, kCols, group, bits, asymmetric, rng);
   const auto want = RepackForGpu(w.view());
   ASSERT_TRUE(want.ok()) << want.status();
   const DeviceVector<uint8_t> codes(w.codes), zeros(w.zeros),

@@ -1,0 +1,72 @@
+// The calls of the CUDA runtime that the tests of few tokens make, on simt.h's device; and the
+// kernels that it has none of.
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/cuda/wide_gemm.h"
+#include "simt.h"
+
+namespace {
+
+cudaError_t Allocate(void** p, size_t bytes) {
+  constexpr size_t kAlignment = 256;
+  *p = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  if (*p == nullptr) return cudaErrorMemoryAllocation;
+  std::memset(*p, 0xab, bytes);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaMalloc(void** p, size_t bytes) { return Allocate(p, bytes); }
+cudaError_t cudaMallocHost(void** p, size_t bytes) { return Allocate(p, bytes); }
+cudaError_t cudaFree(void* p) { return std::free(p), cudaSuccess; }
+cudaError_t cudaFreeHost(void* p) { return std::free(p), cudaSuccess; }
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  return std::memcpy(to, from, bytes), cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  return *free = *total = size_t{1} << 30, cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t) { return "an error of the emulated device"; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  using namespace babai::emulated;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? kSms
+           : attribute == cudaDevAttrComputeCapabilityMajor ? kMajor
+                                                            : static_cast<int>(kSharedBytes);
+  return cudaSuccess;
+}
+// Launches have ended when they return: there is nothing to order.
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  return *least = *greatest = 0, cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
+  return *stream = nullptr, cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  return *event = nullptr, cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+
+}  // extern "C"
+
+namespace babai::cuda {
+
+int64_t WideGemmSharedBytes(const PackedShape&, const WideGemmPlan&) { return 0; }
+WideGemmPlan PlanWideGemm(const PackedShape&, int, int, int64_t) { return {}; }
+cudaError_t LaunchWideGemm(const WideGemmArgs&, const WideGemmPlan&, bool, cudaStream_t) {
+  return cudaErrorNotSupported;
+}
+
+}  // namespace babai::cuda
