@@ -10,14 +10,15 @@
 //             partial_sums.cuh): a warp waits for its own columns only, without flags or fences.
 //             Norms: what is handed on is x times the norm's weights, and the sums of squares
 //             beside it; the next product's sums are divided by the root mean square at its end.
-//             x is handed on scaled by 1/64 of the root mean square before the addition, so that
-//             fp16 neither overflows nor loses what counts while that grows up to 65,000 times
+//             x is handed on over 64 times the root mean square that it had before the addition, so
+//             that fp16 neither overflows nor loses what counts while that grows up to 65,000 times
 //   limits    sm_80 or newer (early start: sm_90); TakesChainGemm(). Every block waits for others:
 //             all must be on the device at a time. So at most one such launch of a process may run
 //             at a time, and nothing that waits for it may keep an SM
 //   numerics  as slice_gemm.h; of what is handed on, x is rounded to dtype before the division by
 //             the root mean square instead of behind it. Deterministic for a given plan
 //   failure   a word that does not come for about a second traps: the device is lost, not hung
+//   measured  not yet (docs/perf/cuda_gemm.md says how); tested on an emulated device only
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -62,7 +63,7 @@ struct ChainGemmPlan {
 // Whether these are products that one launch can do.
 bool TakesChainGemm(const ChainGemmArgs& args);
 
-// For models of at most this hidden and intermediate width.
+// For launches that all have these widths.
 int64_t ChainGemmWorkspaceBytes(int hidden, int intermediate);
 // Where the sums of the squares of the residual stream belong before a step's first launch:
 // [hidden / 16][8 tokens], of 16 neighbours each. A launch leaves them for the next one.
