@@ -80,6 +80,10 @@ void SparseWeights::ShrinkToFit() {
   values_.shrink_to_fit();
 }
 
+void SparseWeights::Scale(float factor) {
+  for (float& v : values_) v *= factor;
+}
+
 void AddMatmulSparse(const SparseWeights& w, const MatmulArgs& args, ThreadPool& pool) {
   if (args.m == 0 || w.empty()) return;
   if (args.m <= kAloneTokens) {

@@ -29,6 +29,7 @@ class SparseWeights {
   }
   void EndRow() { row_begin_.push_back(static_cast<int64_t>(columns_.size())); }
   void ShrinkToFit();
+  void Scale(float factor);  // every value
 
   bool empty() const { return columns_.empty(); }
   int64_t rows() const { return static_cast<int64_t>(row_begin_.size()) - 1; }

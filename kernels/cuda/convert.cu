@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/convert.h"
 #include "kernels/cuda/launch.cuh"
 
@@ -5,14 +7,22 @@ namespace babai::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 1024;
+constexpr int kMostBlocks = 1024;
 
 template <typename From, typename To>
 __global__ void ConvertKernel(const From* in, int64_t count, To* out) {
-  const int64_t step = int64_t{kBlocks} * kThreads;
+  const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
     out[i] = FromFloat<To>(ToFloat(in[i]));
   }
+}
+
+template <typename From, typename To>
+cudaError_t LaunchFromTo(const void* in, int64_t count, To* out, cudaStream_t stream) {
+  const int64_t blocks = std::min<int64_t>(kMostBlocks, (count + kThreads - 1) / kThreads);
+  const LaunchConfig config(dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, false);
+  return cudaLaunchKernelEx(config.get(), ConvertKernel<From, To>, static_cast<const From*>(in),
+                            count, out);
 }
 
 template <typename To>
@@ -20,17 +30,13 @@ cudaError_t LaunchTo(const void* in, StoredFloat type, int64_t count, To* out,
                      cudaStream_t stream) {
   switch (type) {
     case StoredFloat::kFp16:
-      ConvertKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<const __half*>(in), count, out);
-      break;
+      return LaunchFromTo<__half>(in, count, out, stream);
     case StoredFloat::kBf16:
-      ConvertKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<const __nv_bfloat16*>(in), count,
-                                                      out);
-      break;
+      return LaunchFromTo<__nv_bfloat16>(in, count, out, stream);
     case StoredFloat::kFp32:
-      ConvertKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<const float*>(in), count, out);
-      break;
+      return LaunchFromTo<float>(in, count, out, stream);
   }
-  return cudaGetLastError();
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace

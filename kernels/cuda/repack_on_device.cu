@@ -114,8 +114,8 @@ cudaError_t RepackOnDevice(const RepackArgs& args, const Queue& queue) {
   p.record_bytes = s.record_bytes(), p.strip_bytes = s.strip_bytes();
   p.row_scales = s.row_meta_offset();
   p.row_zeros = p.row_scales + int64_t{s.strips()} * kStripRows * 2;
-  RepackKernel<<<dim3(s.k_tiles(), strips * kStripTiles), kWarp, 0, queue.stream>>>(p);
-  return cudaGetLastError();
+  const LaunchConfig config(dim3(s.k_tiles(), strips * kStripTiles), kWarp, 0, queue.stream, false);
+  return cudaLaunchKernelEx(config.get(), RepackKernel, p);
 }
 
 }  // namespace babai::cuda

@@ -1,12 +1,13 @@
 #include "server/engine/cuda_linear.h"
 
-#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 #include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/repack.h"
+#include "kernels/formats/float16.h"
 #include "server/engine/cuda_status.h"
 #include "server/engine/linear_layout.h"
 #include "server/reason/reason.h"
@@ -16,45 +17,50 @@ namespace {
 
 constexpr int64_t kElement = 2;  // bytes of a dense weight or an activation
 
-// What a matrix becomes, and the shape it then has.
+// What a matrix becomes, the shape it then has and what will stand around it.
 struct Execution {
-  enum class Kind {
-    kStored,    // packed, from F1 as stored
-    kIntegers,  // packed, from the integers that a table stands for
-    kFloats,    // dense, from floats as stored
-    kDecoded    // dense, decoded
-  } kind = Kind::kDecoded;
-  cuda::PackedShape shape;  // packed only
+  enum class Kind { kPacked, kFloats /* as stored */, kDecoded } kind = Kind::kDecoded;
   int64_t rows = 0, cols = 0;
+  LinearLayout layout;  // kPacked only, and all below
+  cuda::PackedShape shape;
+  Rotation in, out;
+  bool factors = false;
 
-  bool packed() const { return kind == Kind::kStored || kind == Kind::kIntegers; }
+  bool packed() const { return kind == Kind::kPacked; }
+  bool bare() const {
+    return packed() && in.identity() && out.identity() && !factors && layout.sparse_entries == 0;
+  }
 };
 
 // Whether the two can be one product.
 bool Stackable(const Execution& a, const Execution& b) {
   if (a.packed() != b.packed() || a.cols != b.cols) return false;
-  return !a.packed() || (a.shape.bits == b.shape.bits && a.shape.group == b.shape.group &&
-                         a.shape.asymmetric == b.shape.asymmetric);
+  if (!a.packed()) return true;
+  const bool same = a.shape.bits == b.shape.bits && a.shape.group == b.shape.group &&
+                    a.shape.asymmetric == b.shape.asymmetric && a.in == b.in;
+  return same && a.out.identity() && b.out.identity() && !a.factors && !b.factors;
 }
 
-// The packed shape of integers in this layout, where the kernels have one and nothing stands around
-// them.
-std::optional<cuda::PackedShape> IntegerShape(const PackedLinearView& w,
-                                              const LinearLayout& layout) {
-  const bool bare = std::holds_alternative<PackedTableView>(w.base) && !w.sparse &&
-                    w.col_scales.empty() && w.in.identity() && w.out.identity();
-  if (layout.dense || !bare) return std::nullopt;
+// The packed shape of a matrix in this layout, where the kernels have one and take what stands
+// around it.
+std::optional<cuda::PackedShape> ShapeOf(const PackedLinearView& w, const LinearLayout& layout) {
+  if (layout.dense || !CudaSurroundings::Takes(w.in, w.out, w.rows(), w.cols())) {
+    return std::nullopt;
+  }
   PackedIntView like;
-  like.rows = w.rows(), like.cols = w.cols(), like.group = layout.group, like.bits = layout.bits;
+  if (const auto* stored = std::get_if<PackedIntView>(&w.base)) {
+    like = *stored;
+  } else {
+    like.rows = w.rows(), like.cols = w.cols(), like.group = layout.group, like.bits = layout.bits;
+  }
   const absl::StatusOr<cuda::PackedShape> shape = cuda::GpuShape(like);
   if (!shape.ok()) return std::nullopt;
   return *shape;
 }
 
 absl::StatusOr<Execution> ExecutionOf(const PackedModel& model, const std::string& name) {
-  const StoredFormat format = model.Format(name);
   Execution execution;
-  if (!format.packed()) {
+  if (const StoredFormat format = model.Format(name); !format.packed()) {
     std::vector<int64_t> shape;
     const auto bytes = model.DenseTensor(name, &shape);
     if (!bytes.ok()) return bytes.status();
@@ -69,15 +75,14 @@ absl::StatusOr<Execution> ExecutionOf(const PackedModel& model, const std::strin
   const absl::StatusOr<PackedLinearView> view = model.LinearTensor(name);
   if (!view.ok()) return view.status();
   execution.rows = view->rows(), execution.cols = view->cols();
-  if (format.plain()) {
-    const auto shape = cuda::GpuShape(std::get<PackedIntView>(view->base));
-    if (shape.ok()) execution.kind = Execution::Kind::kStored, execution.shape = *shape;
-    return execution;
-  }
   const absl::StatusOr<LinearLayout> layout = LayoutOf(*view);
   if (!layout.ok()) return DeviceRefusal(layout.status(), name);
-  if (const auto shape = IntegerShape(*view, *layout)) {
-    execution.kind = Execution::Kind::kIntegers, execution.shape = *shape;
+  if (const auto shape = ShapeOf(*view, *layout)) {
+    execution.kind = Execution::Kind::kPacked;
+    execution.layout = *layout, execution.shape = *shape;
+    execution.in = view->in, execution.out = view->out;
+    execution.factors =
+        !view->col_scales.empty() || std::holds_alternative<EntropyCodedView>(view->base);
   }
   return execution;
 }
@@ -117,38 +122,61 @@ std::vector<PackedIntView> InEights(const PackedIntView& a, const PackedIntView&
 }
 
 bool CanBeInEights(absl::Span<const Execution> pair) {
-  return pair.size() == 2 && Stackable(pair[0], pair[1]) && pair[0].packed() &&
+  return pair.size() == 2 && Stackable(pair[0], pair[1]) && pair[0].bare() && pair[1].bare() &&
          pair[0].rows == pair[1].rows && pair[0].rows % (cuda::kTileRows / 2) == 0;
 }
 
-absl::StatusOr<cuda::Buffer> LoadPacked(const PackedModel& model,
-                                        absl::Span<const std::string> names,
-                                        absl::Span<const Execution> executions,
-                                        const cuda::PackedShape& shape, CudaLinear::Order order,
-                                        CudaLoader& loader) {
-  std::vector<PackedInt> made;  // keeps what the views below look at
+// The steps of F6's columns may be anything, and so would be what 16-bit activations become times
+// these. A power of two brings them near one, on their root mean square; integers and sparse values
+// get it back, where their scales can take it exactly.
+void Balance(IntegerLinear& linear) {
+  double squares = 0;
+  for (const float f : linear.col_factors) squares += double{f} * f;
+  const double mean = std::sqrt(squares / static_cast<double>(linear.col_factors.size()));
+  if (!(mean > 0)) return;
+  const float up = std::exp2(-std::round(std::log2(static_cast<float>(mean)))), down = 1 / up;
+  std::vector<uint16_t> scales;
+  for (const uint16_t scale : linear.owned.scales) {
+    const float product = HalfToFloat(scale) * down;
+    scales.push_back(FloatToHalf(product));
+    if (HalfToFloat(scales.back()) != product) return;
+  }
+  linear.owned.scales = std::move(scales);
+  linear.integers = linear.owned.view();
+  for (float& f : linear.col_factors) f *= up;
+  linear.sparse.Scale(down);
+}
+
+absl::Status LoadPacked(const PackedModel& model, absl::Span<const std::string> names,
+                        absl::Span<const Execution> executions, CudaLinear::Order order,
+                        CudaLoader& loader, CudaLinear::Part* part) {
+  std::vector<IntegerLinear> made;  // keeps what the views below look at
   made.reserve(names.size());
   std::vector<PackedIntView> views;
+  CudaSurroundings::Parts around;
+  around.in = executions[0].in, around.out = executions[0].out, around.cols = executions[0].cols;
   for (size_t i = 0; i < names.size(); ++i) {
     const absl::StatusOr<PackedLinearView> view = model.LinearTensor(names[i]);
     if (!view.ok()) return view.status();
-    if (executions[i].kind == Execution::Kind::kStored) {
-      views.push_back(std::get<PackedIntView>(view->base));
-      continue;
-    }
-    const absl::StatusOr<LinearLayout> layout = LayoutOf(*view);
-    if (!layout.ok()) return layout.status();
-    absl::StatusOr<IntegerLinear> integers = MakeIntegers(*view, *layout);
+    absl::StatusOr<IntegerLinear> integers = MakeIntegers(*view, executions[i].layout);
     if (!integers.ok()) return integers.status();
-    made.push_back(std::move(integers->owned));
-    views.push_back(made.back().view());
+    made.push_back(*std::move(integers));
+    if (std::holds_alternative<EntropyCodedView>(view->base)) Balance(made.back());
+    views.push_back(made.back().integers);
+    around.sparse.push_back(&made.back().sparse);
+    around.rows.push_back(executions[i].rows);
   }
+  around.factors = made[0].col_factors;
   if (order == CudaLinear::Order::kInEights) views = InEights(views[0], views[1]);
-  absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(shape.bytes());
-  if (!weights.ok()) return weights;
-  const absl::Status repacked = loader.Repack(views, shape, weights->data());
+  absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(part->shape.bytes());
+  if (!weights.ok()) return weights.status();
+  part->weights = *std::move(weights);
+  const absl::Status repacked = loader.Repack(views, part->shape, part->weights.data());
   if (!repacked.ok()) return repacked;
-  return weights;
+  absl::StatusOr<CudaSurroundings> surroundings = CudaSurroundings::Load(around, loader);
+  if (!surroundings.ok()) return surroundings.status();
+  part->around = *std::move(surroundings);
+  return absl::OkStatus();
 }
 
 absl::Status LoadFloats(const PackedModel& model, const std::string& name,
@@ -168,21 +196,21 @@ absl::Status LoadFloats(const PackedModel& model, const std::string& name,
   return loader.Convert(halves->data(), cuda::StoredFloat::kFp16, count, to, dtype);
 }
 
-absl::StatusOr<cuda::Buffer> LoadDense(const PackedModel& model,
-                                       absl::Span<const std::string> names,
-                                       absl::Span<const Execution> executions, cuda::Dtype dtype,
-                                       CudaLoader& loader) {
+absl::Status LoadDense(const PackedModel& model, absl::Span<const std::string> names,
+                       absl::Span<const Execution> executions, cuda::Dtype dtype,
+                       CudaLoader& loader, CudaLinear::Part* part) {
   int64_t values = 0;
   for (const Execution& e : executions) values += e.rows * e.cols;
   absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(values * kElement);
-  if (!weights.ok()) return weights;
-  uint16_t* to = weights->data<uint16_t>();
+  if (!weights.ok()) return weights.status();
+  part->weights = *std::move(weights);
+  uint16_t* to = part->weights.data<uint16_t>();
   for (size_t i = 0; i < names.size(); ++i) {
     const absl::Status loaded = LoadFloats(model, names[i], executions[i], to, dtype, loader);
     if (!loaded.ok()) return loaded;
     to += executions[i].rows * executions[i].cols;
   }
-  return weights;
+  return absl::OkStatus();
 }
 
 absl::Status CheckColumns(absl::Span<const Execution> executions, const std::string& name) {
@@ -223,11 +251,9 @@ absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
     part.shape = all[begin].shape, part.shape.n = static_cast<int>(part.rows);
     const auto stack = names.subspan(begin, end - begin);
     const auto how = all.subspan(begin, end - begin);
-    absl::StatusOr<cuda::Buffer> weights =
-        part.packed ? LoadPacked(model, stack, how, part.shape, order, loader)
-                    : LoadDense(model, stack, how, dtype, loader);
-    if (!weights.ok()) return DeviceRefusal(weights.status(), names[begin]);
-    part.weights = *std::move(weights);
+    const absl::Status loaded = part.packed ? LoadPacked(model, stack, how, order, loader, &part)
+                                            : LoadDense(model, stack, how, dtype, loader, &part);
+    if (!loaded.ok()) return DeviceRefusal(loaded, names[begin]);
     parts.push_back(std::move(part));
   }
   return CudaLinear(std::move(parts), executions[0].cols, order);
@@ -235,12 +261,14 @@ absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
 
 int64_t CudaLinear::bytes() const {
   int64_t sum = 0;
-  for (const Part& part : parts_) sum += part.weights.bytes();
+  for (const Part& part : parts_) sum += part.weights.bytes() + part.around.bytes();
   return sum;
 }
 
-bool CudaLinear::needs_dense() const {
-  return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return !part.packed; });
+CudaGemmNeeds CudaLinear::needs() const {
+  CudaGemmNeeds needs;
+  for (const Part& part : parts_) needs.Include({!part.packed, part.around.needs()});
+  return needs;
 }
 
 absl::Status CudaLinear::Run(const void* x, int m, void* y, cuda::Dtype dtype,
@@ -248,13 +276,20 @@ absl::Status CudaLinear::Run(const void* x, int m, void* y, cuda::Dtype dtype,
                              const How& how) const {
   for (const Part& part : parts_) {
     uint16_t* out = static_cast<uint16_t*>(y) + m * part.first_row;
-    const absl::Status done =
-        part.packed
-            ? cuda::PackedGemm({x, part.weights.data(), out, gemms.packed_workspace.data(),
-                                part.shape, m, dtype, queue.early_start, how.ends, how.turn},
-                               gemms.limits, queue.stream)
-            : gemms.dense->Run({x, part.weights.data(), out, m, static_cast<int>(part.rows),
-                                static_cast<int>(cols_), dtype});
+    if (!part.packed) {
+      const absl::Status done =
+          gemms.dense->Run({x, part.weights.data(), out, m, static_cast<int>(part.rows),
+                            static_cast<int>(cols_), dtype});
+      if (!done.ok()) return done;
+      continue;
+    }
+    const absl::StatusOr<const void*> inner = part.around.Before(x, m, dtype, gemms.scratch, queue);
+    if (!inner.ok()) return inner.status();
+    absl::Status done =
+        cuda::PackedGemm({*inner, part.weights.data(), out, gemms.packed_workspace.data(),
+                          part.shape, m, dtype, queue.early_start, how.ends, how.turn},
+                         gemms.limits, queue.stream);
+    if (done.ok()) done = part.around.After(*inner, out, m, dtype, gemms.scratch, queue);
     if (!done.ok()) return done;
   }
   return absl::OkStatus();
@@ -270,8 +305,13 @@ cuda::RowsOf CudaLinear::Output(const void* y, int m, int64_t first_row) const {
 absl::StatusOr<CudaLinearPlan> PlanCudaLinear(const PackedModel& model, const std::string& name) {
   const absl::StatusOr<Execution> execution = ExecutionOf(model, name);
   if (!execution.ok()) return execution.status();
-  if (execution->packed()) return CudaLinearPlan{execution->shape.bytes(), false};
-  return CudaLinearPlan{execution->rows * execution->cols * kElement, true};
+  const Execution& e = *execution;
+  if (!e.packed()) return CudaLinearPlan{e.rows * e.cols * kElement, {true, {}}};
+  const bool turns = e.factors || !e.in.identity();
+  return CudaLinearPlan{
+      e.shape.bytes() +
+          CudaSurroundings::Bytes(e.in, e.out, e.factors, e.layout.sparse_entries, e.rows, e.cols),
+      {false, {turns ? e.cols : 0, e.layout.sparse_entries > 0 ? e.cols : 0}}};
 }
 
 }  // namespace babai

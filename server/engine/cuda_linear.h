@@ -1,13 +1,14 @@
 // A linear on the device: weights of one or several stacked matrices (q over k over v, gate over
 // up). What each stored format becomes:
 //
-//   F1                     packed integers (kernels/cuda/packed_layout.h) where the kernels take
-//                          its group and columns
-//   F2, a shared table     packed integers where linear_layout.h finds some that are exact
+//   F1, F6, F2 with a      packed integers (kernels/cuda/packed_layout.h), those that
+//   shared table           linear_layout.h finds, where there are some and the kernels take their
+//                          group and columns; what stands around them stays around them
+//                          (cuda_surroundings.h)
 //   dense                  16-bit floats
-//   anything else          16-bit floats: W of kernels/formats/packed_linear.h decoded once, its
-//                          rotations, column scales and sparse values included. Exact up to one
-//                          rounding a weight; takes 16 bits a weight
+//   anything else          16-bit floats: W of kernels/formats/packed_linear.h decoded once, what
+//                          stands around it included. Exact up to one rounding a weight; takes 16
+//                          bits a weight
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/queue.h"
 #include "server/engine/cuda_loader.h"
+#include "server/engine/cuda_surroundings.h"
 #include "server/store/packed_model.h"
 
 namespace babai {
@@ -32,6 +34,18 @@ struct CudaGemms {
   cuda::DeviceLimits limits;
   cuda::Buffer packed_workspace;           // PackedGemmWorkspaceBytes(), filled with 0xff
   std::unique_ptr<cuda::DenseGemm> dense;  // null: no linear needs it
+  CudaScratch scratch;
+};
+
+// What they need for that.
+struct CudaGemmNeeds {
+  bool dense = false;
+  CudaScratch::Needs scratch;
+
+  void Include(const CudaGemmNeeds& other) {
+    dense |= other.dense;
+    scratch.Include(other.scratch);
+  }
 };
 
 // Immutable once made.
@@ -42,6 +56,7 @@ class CudaLinear {
     bool packed = false;
     cuda::PackedShape shape;  // packed only
     cuda::Buffer weights;
+    CudaSurroundings around;  // packed only
   };
 
   // How matrices of a stack lie in one product: one after another; or, two of equal rows, eight
@@ -54,8 +69,9 @@ class CudaLinear {
 
   // Stacks the named matrices (which must be there) by rows; neighbours of one execution format
   // become one product. With kInEights wished, order() tells whether that was possible: both
-  // packed, of one format. The weights are there once the loader has finished. InvalidArgument
-  // UNSUPPORTED_SHAPE, DataLoss INVALID_MODEL_FILE, ResourceExhausted OUT_OF_MEMORY.
+  // packed, of one format, nothing around them. The weights are there once the loader has finished.
+  // InvalidArgument UNSUPPORTED_SHAPE, DataLoss INVALID_MODEL_FILE, ResourceExhausted
+  // OUT_OF_MEMORY.
   static absl::StatusOr<CudaLinear> Load(const PackedModel& model,
                                          absl::Span<const std::string> names, cuda::Dtype dtype,
                                          CudaLoader& loader, Order wished = Order::kStacked);
@@ -63,8 +79,10 @@ class CudaLinear {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   Order order() const { return order_; }
-  // Whether it is one product of packed weights, which alone take GemmEnds.
-  bool takes_ends() const { return parts_.size() == 1 && parts_[0].packed; }
+  // Whether it is one product of packed weights and no more, which alone take GemmEnds.
+  bool takes_ends() const {
+    return parts_.size() == 1 && parts_[0].packed && parts_[0].around.none();
+  }
   // Whether they may norm x. Requires takes_ends().
   bool TakesNorm(int m, const CudaGemms& gemms) const {
     return cuda::PackedGemmTakesNorm(parts_[0].shape, m, gemms.limits);
@@ -72,7 +90,7 @@ class CudaLinear {
   // Requires takes_ends().
   cuda::ChainLinear chained() const { return {parts_[0].weights.data(), parts_[0].shape}; }
   int64_t bytes() const;
-  bool needs_dense() const;
+  CudaGemmNeeds needs() const;
 
   // x [m, cols()], y [m, rows()] of dtype: a part's rows of all tokens stand together in y, see
   // Output(). `ends` changes that. Enqueues; x and y 16-byte aligned.
@@ -92,11 +110,11 @@ class CudaLinear {
   Order order_ = Order::kStacked;
 };
 
-// What Load() keeps on the device for a matrix of the model, which must be there, at most; and
-// whether it will be dense there.
+// What Load() keeps on the device for a matrix of the model, which must be there, at most (of F6's
+// sparse values an estimate); and what its product needs.
 struct CudaLinearPlan {
   int64_t bytes = 0;
-  bool dense = false;
+  CudaGemmNeeds needs;
 };
 absl::StatusOr<CudaLinearPlan> PlanCudaLinear(const PackedModel& model, const std::string& name);
 

@@ -12,7 +12,7 @@ namespace {
 
 struct Plan {
   MemoryPlan memory;
-  bool needs_dense = false;
+  CudaGemmNeeds needs;
 };
 
 absl::StatusOr<Plan> MakePlan(const PackedModel& model, const RunnerOptions& options) {
@@ -22,11 +22,11 @@ absl::StatusOr<Plan> MakePlan(const PackedModel& model, const RunnerOptions& opt
   const absl::StatusOr<CudaLinearPlan> weights = PlanCudaWeights(model);
   if (!weights.ok()) return weights.status();
   Plan plan;
-  plan.needs_dense = weights->dense;
+  plan.needs = weights->needs;
   plan.memory.weight_bytes = weights->bytes;
   plan.memory.kv_bytes_per_block = CudaRunner::KvBytesPerBlock(model.config(), options);
   plan.memory.work_bytes = CudaLoader::kDeviceBytes +
-                           CudaRunner::WorkBytes(model.config(), options, *limits, weights->dense);
+                           CudaRunner::WorkBytes(model.config(), options, *limits, plan.needs);
   return plan;
 }
 
@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Runner>> MakeCudaRunner(std::shared_ptr<const Pac
   const absl::StatusOr<Plan> plan = MakePlan(*model, options);
   if (!plan.ok()) return plan.status();
   if (absl::Status fits = CheckFits(plan->memory, options); !fits.ok()) return fits;
-  if (plan->needs_dense) {
+  if (plan->needs.dense) {
     if (absl::Status found = CheckDense(); !found.ok()) return found;
   }
   absl::StatusOr<std::unique_ptr<CudaWeights>> weights = LoadCudaWeights(*model);

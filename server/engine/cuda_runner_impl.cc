@@ -109,10 +109,12 @@ int64_t CudaRunner::KvBytesPerBlock(const ModelConfig& config, const RunnerOptio
 }
 
 int64_t CudaRunner::WorkBytes(const ModelConfig& config, const RunnerOptions& options,
-                              const cuda::DeviceLimits& limits, bool needs_dense) {
+                              const cuda::DeviceLimits& limits, const CudaGemmNeeds& needs) {
   return WorkSizes(config, options).sum() + CudaBatch::Bytes(config, options) +
          cuda::PackedGemmWorkspaceBytes(limits) +
-         (needs_dense ? cuda::DenseGemm::kWorkspaceBytes : 0);
+         CudaScratch::TurnedBytes(needs.scratch, options.max_step_tokens) +
+         CudaScratch::TransposedBytes(needs.scratch, options.max_step_tokens) +
+         (needs.dense ? cuda::DenseGemm::kWorkspaceBytes : 0);
 }
 
 CudaRunner::CudaRunner(const ModelConfig& config, std::unique_ptr<CudaWeights> weights,
@@ -141,7 +143,7 @@ absl::Status CudaRunner::Allocate() {
   stream_ = *std::move(stream);
   constexpr int kEarlyStartMajor = 9;  // compute capability that knows it
   queue_ = {stream_.get(), limits->major >= kEarlyStartMajor};
-  if (weights_->needs_dense) {
+  if (weights_->needs.dense) {
     absl::StatusOr<std::unique_ptr<cuda::DenseGemm>> dense = cuda::DenseGemm::Make(stream_);
     if (!dense.ok()) return dense.status();
     gemms_.dense = *std::move(dense);
@@ -151,9 +153,13 @@ absl::Status CudaRunner::Allocate() {
   batch_ = std::make_unique<CudaBatch>(*std::move(batch));
 
   const WorkSizes sizes(config_, options_);
+  const CudaScratch::Needs& scratch = weights_->needs.scratch;
+  const int64_t tokens = options_.max_step_tokens;
   FirstError error;
   for (const auto& [bytes, buffer] :
        {std::pair{cuda::PackedGemmWorkspaceBytes(*limits), &gemms_.packed_workspace},
+        std::pair{CudaScratch::TurnedBytes(scratch, tokens), &gemms_.scratch.turned},
+        std::pair{CudaScratch::TransposedBytes(scratch, tokens), &gemms_.scratch.transposed},
         std::pair{sizes.x, &work_.x}, std::pair{sizes.h, &work_.h},
         std::pair{sizes.qkv, &work_.qkv}, std::pair{sizes.attention, &work_.attention},
         std::pair{sizes.mlp, &work_.mlp}, std::pair{sizes.activated, &work_.activated},

@@ -22,7 +22,7 @@ class CudaRunner final : public Runner {
   static absl::Status Check(const ModelConfig& config, const RunnerOptions& options);
   // Device memory beside the weights and the KV cache.
   static int64_t WorkBytes(const ModelConfig& config, const RunnerOptions& options,
-                           const cuda::DeviceLimits& limits, bool needs_dense);
+                           const cuda::DeviceLimits& limits, const CudaGemmNeeds& needs);
   static int64_t KvBytesPerBlock(const ModelConfig& config, const RunnerOptions& options);
 
   // Requires Check(). ResourceExhausted OUT_OF_MEMORY, FailedPrecondition DEVICE_UNAVAILABLE.

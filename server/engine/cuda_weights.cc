@@ -30,7 +30,7 @@ absl::Status LoadLinear(const PackedModel& model, const std::vector<std::string>
   if (!linear.ok()) return linear.status();
   *out = *std::move(linear);
   weights.bytes += out->bytes();
-  weights.needs_dense |= out->needs_dense();
+  weights.needs.Include(out->needs());
   if (out->rows() == rows && out->cols() == cols) return absl::OkStatus();
   return Refuse(absl::StatusCode::kInvalidArgument, reason::kInvalidModelFile, names[0],
                 "its shape does not fit the model's configuration");
@@ -182,11 +182,12 @@ absl::StatusOr<CudaLinearPlan> PlanCudaWeights(const PackedModel& model) {
   if (absl::Status present = CheckPresent(model); !present.ok()) return present;
   const absl::StatusOr<int64_t> embedding = EmbeddingBytes(model);
   if (!embedding.ok()) return embedding.status();
-  CudaLinearPlan sum = {*embedding + VectorBytes(model), false};
+  CudaLinearPlan sum = {*embedding + VectorBytes(model), {}};
   for (const std::string& name : ProductNames(model.config())) {
     const absl::StatusOr<CudaLinearPlan> plan = PlanCudaLinear(model, name);
     if (!plan.ok()) return plan;
-    sum.bytes += plan->bytes, sum.dense |= plan->dense;
+    sum.bytes += plan->bytes;
+    sum.needs.Include(plan->needs);
   }
   return sum;
 }

@@ -37,7 +37,7 @@ struct CudaWeights {
   cuda::Buffer params;                     // every vector, fp32
   std::vector<cuda::Buffer> embedding_of;  // what `embedding` points to
   int64_t bytes = 0;                       // of everything above
-  bool needs_dense = false;                // some product is dense
+  CudaGemmNeeds needs;                     // of all products
 };
 
 // fp16, or bf16 where outputs of linears may have any size: models that norm them before they are
@@ -47,8 +47,8 @@ cuda::Dtype ActivationType(const ModelConfig& config);
 // On the current device; the weights are there when it returns. Errors of CudaLinear::Load.
 absl::StatusOr<std::unique_ptr<CudaWeights>> LoadCudaWeights(const PackedModel& model);
 
-// CudaWeights::bytes without loading, up to 31 rows a matrix too much; and whether dense products
-// are needed. DataLoss: a matrix is missing.
+// CudaWeights::bytes without loading, up to 31 rows a matrix too much (cuda_linear.h says of what
+// it is an estimate), and CudaWeights::needs. DataLoss: a matrix is missing.
 absl::StatusOr<CudaLinearPlan> PlanCudaWeights(const PackedModel& model);
 
 }  // namespace babai

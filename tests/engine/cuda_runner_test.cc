@@ -37,10 +37,11 @@ class CudaTest : public testing::Test {
       GTEST_SKIP() << "needs a GPU: " << available.message();
     }
   }
-  std::shared_ptr<const PackedModel> Packed(const TinyModel& tiny, int bits) {
-    const std::string stem = absl::StrCat(tiny.family, bits);
+  std::shared_ptr<const PackedModel> Packed(const TinyModel& tiny, int bits,
+                                            bool surrounded = false) {
+    const std::string stem = absl::StrCat(tiny.family, bits, surrounded ? "s" : "");
     const auto checkpoint = OpenTiny(tiny, temp_.path() / absl::StrCat(stem, "hf"));
-    PackTiny(*checkpoint, bits, temp_.path() / "staging", temp_.path() / stem);
+    PackTiny(*checkpoint, bits, temp_.path() / "staging", temp_.path() / stem, surrounded);
     return *PackedModel::Open(temp_.path() / stem);
   }
 
@@ -65,36 +66,41 @@ Feeder FeederFor(Runner& runner, int64_t vocab) {
 
 struct FamilyCase {
   std::string family;
-  int bits;             // 0: dense weights, through cuBLAS
-  bool chains = false;  // RunnerOptions::chain_products
+  int bits;  // 0: dense weights, through cuBLAS
+  enum { kBare, kChains /* RunnerOptions::chain_products */, kSurrounded } how = kBare;
 };
 
 class CudaFamilyTest : public CudaTest, public testing::WithParamInterface<FamilyCase> {
  protected:
   static RunnerOptions OnDevice() {
     RunnerOptions options = Options(DType::kF16);
-    options.chain_products = GetParam().chains;
+    options.chain_products = GetParam().how == FamilyCase::kChains;
     return options;
+  }
+  std::shared_ptr<const PackedModel> PackedAs(const TinyModel& tiny) {
+    return Packed(tiny, GetParam().bits, GetParam().how == FamilyCase::kSurrounded);
   }
 };
 
 // Activations are rounded to fp16 (bf16 for models that norm what they add) at four places a block
 // and before and after the head, each a relative half ulp with random signs. Against the largest
-// logits that is a few ulp: 8 half ulps of fp16 are 0.4 %, of bf16 3 %. Weights of the decoded
-// formats are rounded once more, to the same type. A wrong norm, angle, mask or bias is off by 100
+// logits that is a few ulp: 8 half ulps of fp16 are 0.4 %, of bf16 3 %; twice
+// that where things stand around weights, which round twice more for each product. A wrong norm,
+// angle, mask or bias is off by 100
 // %.
 TEST_P(CudaFamilyTest, LogitsAreTheCpus) {
   TinyModel tiny;
   tiny.family = GetParam().family;
   tiny.intermediate = 96;
-  const std::shared_ptr<const PackedModel> packed = Packed(tiny, GetParam().bits);
+  const std::shared_ptr<const PackedModel> packed = PackedAs(tiny);
   auto cpu = *MakeCpuRunner(packed, Options(DType::kF32), pool_);
   auto cuda = MakeCudaRunner(packed, OnDevice());
   ASSERT_TRUE(cuda.ok()) << cuda.status();
   Feeder want = FeederFor(*cpu, tiny.vocab), got = FeederFor(**cuda, tiny.vocab);
   FeedAll(want);
   FeedAll(got);
-  const double half_ulp = packed->config().post_norms ? 0x1p-8 : 0x1p-11;
+  const double times = GetParam().how == FamilyCase::kSurrounded ? 2 : 1;
+  const double half_ulp = times * (packed->config().post_norms ? 0x1p-8 : 0x1p-11);
   for (int s = 0; s < 3; ++s) {
     std::vector<float> difference = want.logits(s);
     ASSERT_EQ(difference.size(), got.logits(s).size());
@@ -108,7 +114,7 @@ TEST_P(CudaFamilyTest, LogitsAreTheCpus) {
 TEST_P(CudaFamilyTest, TwoRunsAreBitIdentical) {
   TinyModel tiny;
   tiny.family = GetParam().family;
-  const std::shared_ptr<const PackedModel> packed = Packed(tiny, GetParam().bits);
+  const std::shared_ptr<const PackedModel> packed = PackedAs(tiny);
   auto one = *MakeCudaRunner(packed, OnDevice());
   auto two = *MakeCudaRunner(packed, OnDevice());
   Feeder a = FeederFor(*one, tiny.vocab), b = FeederFor(*two, tiny.vocab),
@@ -129,16 +135,20 @@ std::vector<FamilyCase> AllFamilies() {
   }
   for (const int bits : {2, 3, 8}) cases.push_back({"llama", bits});
   for (const char* family : {"llama", "mistral", "qwen2", "qwen3"}) {
-    cases.push_back({family, 4, /*chains=*/true});
+    cases.push_back({family, 4, FamilyCase::kChains});
+  }
+  for (const char* family : {"llama", "gemma3", "gpt2"}) {
+    cases.push_back({family, 4, FamilyCase::kSurrounded});
   }
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, CudaFamilyTest, testing::ValuesIn(AllFamilies()),
-                         [](const auto& info) {
-                           return absl::StrCat(info.param.family, info.param.bits,
-                                               info.param.chains ? "Chains" : "");
-                         });
+std::string NameOf(const testing::TestParamInfo<FamilyCase>& info) {
+  const char* const how[] = {"", "Chains", "Surrounded"};
+  return absl::StrCat(info.param.family, info.param.bits, how[info.param.how]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, CudaFamilyTest, testing::ValuesIn(AllFamilies()), NameOf);
 
 class CudaRunnerTest : public CudaTest {};
 
@@ -205,7 +215,7 @@ TEST_F(CudaRunnerTest, CopiedBlocksHoldTheSame) {
 
 TEST_F(CudaRunnerTest, PlansTheMemoryItTakes) {
   for (const int bits : {0, 4}) {
-    const std::shared_ptr<const PackedModel> packed = Packed(TinyModel(), bits);
+    const std::shared_ptr<const PackedModel> packed = Packed(TinyModel(), bits, bits != 0);
     const RunnerOptions options = Options(DType::kF16);
     const auto plan = PlanCudaMemory(*packed, options);
     ASSERT_TRUE(plan.ok()) << plan.status();

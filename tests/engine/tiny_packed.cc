@@ -7,9 +7,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "kernels/formats/float16.h"
 #include "kernels/formats/packed_int.h"
 #include "server/text/tokenizer.h"
+#include "tests/engine/every_kind.h"
 
 namespace babai {
 namespace {
@@ -55,13 +57,14 @@ std::unique_ptr<Checkpoint> OpenTiny(const TinyModel& tiny, const std::filesyste
 }
 
 void PackTiny(const Checkpoint& checkpoint, int bits, const std::filesystem::path& staging_dir,
-              const std::filesystem::path& final_dir) {
+              const std::filesystem::path& final_dir, bool surrounded) {
   auto writer = Must(PackedModelWriter::Create(staging_dir, final_dir));
   for (const TensorInfo& info : checkpoint.tensors()) {
     const std::vector<float> values = Must(checkpoint.Read(info.name));
     if (bits > 0 && IsLinear(info)) {
-      const PackedInt packed = Round(values, info.shape[0], info.shape[1], bits);
-      Must(writer->AddPackedInt(info.name, packed.view()));
+      PackedLinear packed{.base = Round(values, info.shape[0], info.shape[1], bits)};
+      if (surrounded && absl::StartsWith(info.name, "blocks.")) Surround(packed, bits);
+      Must(writer->AddLinear(info.name, packed.view()));
     } else {
       Must(writer->AddDense(info.name, values, info.shape, DType::kF32));
     }
