@@ -58,7 +58,7 @@ __device__ void Normalize(RowPart<kQuads>& part, const NormWeights& norm, const 
 
 template <typename T, int kQuads>
 __global__ void __launch_bounds__(1024) AddNormKernel(AddNormArgs a) {
-  __shared__ float scratch[kWarp + 1];
+  SHARED_VARIABLE(scratch, float[kWarp + 1]);
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) {  // parameters come from memory: meanwhile
     const int at = (q * blockDim.x + threadIdx.x) * 4;

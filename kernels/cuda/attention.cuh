@@ -19,13 +19,6 @@ constexpr float kMinusInfinity = -__builtin_huge_valf();
 template <int kDim>
 constexpr int kRowHalves = kDim + 8;  // of a row in shared memory
 
-__device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t addr) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(addr)
-               : "memory");
-}
-
 __device__ __forceinline__ uint32_t PackHalves(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);

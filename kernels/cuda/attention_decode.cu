@@ -184,10 +184,10 @@ struct FreshRows {
 template <typename T, int kDim, int kSlots, bool kFinish>
 __global__ void __launch_bounds__(kThreads)
     DecodeKernel(AttentionArgs a, Workspace workspace, int most_splits, FinishQkvArgs finish) {
-  extern __shared__ __align__(16) uint8_t memory[];
+  SHARED_MEMORY(memory);
   DecodeShared<kDim, kSlots>& shared = *reinterpret_cast<DecodeShared<kDim, kSlots>*>(memory);
   constexpr int kOfStage = kStageKeys<kSlots>, kOfWarp = kWarpKeys<kSlots>;  // keys
-  __shared__ bool last;
+  SHARED_VARIABLE(last, bool);
   LetNextKernelStart();
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim, group = a.heads / kv_heads;
   const int head_tiles = HeadTiles(a.heads, kv_heads);

@@ -73,7 +73,7 @@ __device__ __forceinline__ void Mask(float (&s)[kKeys / 8][4], const AttentionAr
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     PrefillKernel(AttentionArgs a, const PrefillTile* tiles) {
-  extern __shared__ __align__(16) uint8_t memory[];
+  SHARED_MEMORY(memory);
   PrefillShared<kDim>& shared = *reinterpret_cast<PrefillShared<kDim>*>(memory);
   constexpr int kKeys = kTileKeys<kDim>;
   StartStep();

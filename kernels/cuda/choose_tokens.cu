@@ -48,7 +48,7 @@ __device__ __forceinline__ int FirstLargest(const LogitChunk* chunks, const floa
 }
 
 __global__ void __launch_bounds__(kThreads) ChooseTokensKernel(ChooseTokensArgs a) {
-  __shared__ Shared shared;
+  SHARED_VARIABLE(shared, Shared);
   StartStep();
   const int64_t row = blockIdx.x;
   const RowChoice choice = a.choices[row];

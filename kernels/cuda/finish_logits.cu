@@ -33,8 +33,8 @@ __device__ __forceinline__ Best BlockBest(Best best, Best* scratch) {
 // A block a chunk of a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) FinishLogitsKernel(FinishLogitsArgs a) {
-  __shared__ Best bests[kThreads / kWarp];
-  __shared__ float sums[kWarp + 1];
+  SHARED_VARIABLE(bests, Best[kThreads / kWarp]);
+  SHARED_VARIABLE(sums, float[kWarp + 1]);
   StartStep();
   const int64_t row = blockIdx.y;
   const int first = blockIdx.x * kChunkLogits + threadIdx.x;

@@ -15,6 +15,10 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
 
 // Declares the bytes that the launch gives a block.
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) uint8_t name[]
+// Declares a variable that a block's threads share.
+#define SHARED_VARIABLE(name, ...) \
+  using name##Type = __VA_ARGS__;  \
+  __shared__ name##Type name
 
 // v, of which the compiler then knows nothing.
 __device__ __forceinline__ uint32_t Opaque(uint32_t v) {
@@ -220,6 +224,14 @@ __device__ __forceinline__ void LetNextKernelStart() {
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void LoadMatrix4(uint32_t (&r)[4], uint32_t addr) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(addr)
+               : "memory");
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t addr) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(addr)
                : "memory");

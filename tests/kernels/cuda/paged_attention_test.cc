@@ -249,7 +249,9 @@ TEST_P(FinishingAttentionTest, EqualsFinishQkvBeforeIt) {
     args.q = {qkv.data(), stride}, args.out = out.data(), args.cache = cache;
     args.sequences = d_list.data(), args.tables = d_tables.data(), args.heads = c.heads;
     args.scale = 1 / std::sqrt(static_cast<float>(c.dim)), args.window = c.window;
-    if (!inside) EXPECT_EQ(FinishQkv(finish, {}), cudaSuccess);
+    if (!inside) {
+      EXPECT_EQ(FinishQkv(finish, {}), cudaSuccess);
+    }
     const DecodePlan plan = {
         count, DecodeSplits(starts.back() + 1), how.most_splits, workspace.data(), count, how.sms};
     EXPECT_EQ(DecodeAttention(args, plan, {}, inside ? &finish : nullptr), cudaSuccess);

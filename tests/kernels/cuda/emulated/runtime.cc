@@ -1,9 +1,13 @@
-// The calls of the CUDA runtime that the tests of few tokens make, on simt.h's device; and the
+// The calls of the CUDA runtime that a step makes, on simt.h's device; and the
 // kernels that it has none of.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/wide_gemm.h"
 #include "simt.h"
@@ -18,9 +22,24 @@ cudaError_t Allocate(void** p, size_t bytes) {
   return cudaSuccess;
 }
 
+using Work = std::vector<std::function<void()>>;
+std::unique_ptr<Work> captured;  // not null: a stream is being captured
+
 }  // namespace
 
+cudaError_t babai::emulated::Enqueue(std::function<void()> work, int64_t shared_bytes) {
+  if (shared_bytes > kSharedBytes) return cudaErrorInvalidValue;
+  if (captured) {
+    captured->push_back(std::move(work));
+  } else {
+    work();
+  }
+  return cudaSuccess;
+}
+
 extern "C" {
+
+using babai::emulated::Enqueue;
 
 cudaError_t cudaMalloc(void** p, size_t bytes) { return Allocate(p, bytes); }
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return Allocate(p, bytes); }
@@ -31,7 +50,35 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  return Enqueue([=] { std::memcpy(to, from, bytes); }, 0);
+}
+cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+  return Enqueue([=] { std::memset(to, byte, bytes); }, 0);
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  captured = std::make_unique<Work>();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = reinterpret_cast<cudaGraph_t>(captured.release());
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = reinterpret_cast<cudaGraphExec_t>(new Work(*reinterpret_cast<Work*>(graph)));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const auto& work : *reinterpret_cast<Work*>(exec)) work();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete reinterpret_cast<Work*>(graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete reinterpret_cast<Work*>(exec);
+  return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {

@@ -43,6 +43,7 @@ namespace {
 constexpr int kLanes = 32, kSavedRegisters = 6;
 constexpr size_t kStackBytes = 64 << 10;
 constexpr long kMostRounds = 3'000'000;
+constexpr unsigned kMostThreads = kSms * 2048;  // at once, but never fewer blocks than SMs
 
 void* scheduler_stack = nullptr;
 const std::function<void()>* body = nullptr;
@@ -143,38 +144,41 @@ void LandCopies() {
   current->copies.clear();
 }
 
-cudaError_t Run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
-  if (static_cast<int64_t>(config.dynamicSmemBytes) > kSharedBytes) return cudaErrorInvalidValue;
-  static std::mt19937 rng(1);
-  copies_late = rng() % 2 == 0;
-  const auto slow = static_cast<Slow>(rng() % 3);
-  const dim3 grid = config.gridDim;
-  const int blocks = static_cast<int>(grid.x * grid.y);
-  const int threads = static_cast<int>(config.blockDim.x), warps = threads / kLanes;
-  body = &kernel;
-  gridDim = {grid.x, grid.y, 1}, blockDim = {config.blockDim.x, 1, 1};
-  std::vector<Block> all_blocks(blocks);
-  std::vector<Warp> all_warps(static_cast<size_t>(blocks) * warps);
-  std::vector<Thread> all(static_cast<size_t>(blocks) * threads);
-  for (Block& block : all_blocks) {
-    block.shared.assign(config.dynamicSmemBytes, 0xdd), block.threads = threads;
+void* OfBlock(const char* name, size_t bytes) {
+  std::vector<uint8_t>& variable = current->of_block->variables[name];
+  if (variable.empty()) variable.assign(bytes, 0xdd);
+  return variable.data();
+}
+
+namespace {
+
+// Blocks [first, first + count), side by side.
+void RunBlocks(const dim3& grid, unsigned first, unsigned count, size_t shared_bytes, Slow slow,
+               std::mt19937& rng) {
+  const unsigned threads = blockDim.x, warps = threads / kLanes;
+  std::vector<Block> blocks(count);
+  std::vector<Warp> all_warps(size_t{count} * warps);
+  std::vector<Thread> all(size_t{count} * threads);
+  for (Block& block : blocks) {
+    block.shared.assign(shared_bytes, 0xdd), block.threads = static_cast<int>(threads);
   }
   for (size_t i = 0; i < all.size(); ++i) {
     Thread& t = all[i];
-    const unsigned block = static_cast<unsigned>(i) / threads;
+    const unsigned block = first + static_cast<unsigned>(i) / threads;
     t.thread = {static_cast<unsigned>(i) % threads, 0, 0};
-    t.block = {block % grid.x, block / grid.x, 0};
+    t.block = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
     t.lane = static_cast<int>(i % kLanes);
-    t.of_warp = &all_warps[i / kLanes], t.of_block = &all_blocks[block];
+    t.of_warp = &all_warps[i / kLanes], t.of_block = &blocks[i / threads];
     Prepare(t, i);
   }
-  std::vector<int> order(all_warps.size()), running(all_warps.size(), kLanes);
+  std::vector<unsigned> order(all_warps.size());
+  std::vector<int> running(all_warps.size(), kLanes);
   std::iota(order.begin(), order.end(), 0);
   size_t left = all.size();
   for (long round = 0; left > 0; ++round) {
     if (round == kMostRounds) Fail("a kernel waits for what never comes");
     std::shuffle(order.begin(), order.end(), rng);
-    for (const int w : order) {
+    for (const unsigned w : order) {
       const bool is_slow =
           (slow == Slow::kBlocks && w / warps % 2 == 0) || (slow == Slow::kWarps && w % 5 == 0);
       if (running[w] == 0 || (is_slow && rng() % 50 != 0)) continue;
@@ -184,7 +188,7 @@ cudaError_t Run(const cudaLaunchConfig_t& config, const std::function<void()>& k
       for (unsigned turns = 1 + rng() % 40; turns > 0 && meetings != warp.meetings; --turns) {
         meetings = warp.meetings;
         for (int lane = 0; lane < kLanes; ++lane) {
-          Thread& t = all[static_cast<size_t>(w) * kLanes + lane];
+          Thread& t = all[size_t{w} * kLanes + lane];
           if (t.done) continue;
           current = &t;
           BabaiSwitchStack(&scheduler_stack, t.stack_pointer);
@@ -193,7 +197,22 @@ cudaError_t Run(const cudaLaunchConfig_t& config, const std::function<void()>& k
       }
     }
   }
-  return cudaSuccess;
+}
+
+}  // namespace
+
+void Run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+  static std::mt19937 rng(1);
+  copies_late = rng() % 2 == 0;
+  const auto slow = static_cast<Slow>(rng() % 3);
+  body = &kernel;
+  const dim3 grid = config.gridDim;
+  gridDim = {grid.x, grid.y, grid.z}, blockDim = {config.blockDim.x, 1, 1};
+  const unsigned blocks = grid.x * grid.y * grid.z;
+  const unsigned at_once = std::max(unsigned{kSms}, kMostThreads / blockDim.x);
+  for (unsigned first = 0; first < blocks; first += at_once) {
+    RunBlocks(grid, first, std::min(at_once, blocks - first), config.dynamicSmemBytes, slow, rng);
+  }
 }
 
 }  // namespace babai::emulated

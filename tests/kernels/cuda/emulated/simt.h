@@ -11,6 +11,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace babai::emulated {
@@ -34,6 +36,7 @@ struct Warp {
 
 struct Block {
   std::vector<uint8_t> shared;
+  std::map<std::string, std::vector<uint8_t>> variables;
   int threads = 0, arrived = 0;
   unsigned meetings = 0;
 };
@@ -71,9 +74,16 @@ void CommitCopies();
 void WaitForCopies(int groups_left);
 void LandCopies();  // all of this thread
 
-// Kernel launches return when all is done. InvalidValue: too much shared memory. A thread that
-// waits for what never comes ends the program.
-cudaError_t Run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+// A variable that the running block's threads share.
+void* OfBlock(const char* name, size_t bytes);
+
+// Runs a kernel; returns when all is done. A thread that waits for what never comes ends the
+// program.
+void Run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+
+// Does what a stream is given at once; while one is captured, writes it down instead. InvalidValue:
+// too much shared memory.
+cudaError_t Enqueue(std::function<void()> work, int64_t shared_bytes);
 
 }  // namespace babai::emulated
 

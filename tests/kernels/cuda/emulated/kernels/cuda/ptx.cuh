@@ -1,10 +1,10 @@
 // Stands in for kernels/cuda/ptx.cuh, and for what CUDA C++ has beyond C++, when a kernel is
-// compiled for simt.h's device. As much of it as the kernels of few tokens use.
+// compiled for simt.h's device. As much of it as the kernels of a step use.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <bit>
@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
+#include <utility>
 
 #include "simt.h"
 
@@ -31,6 +33,7 @@
 #define threadIdx (babai::emulated::current->thread)
 #define blockIdx (babai::emulated::current->block)
 
+using std::isfinite;
 using std::max;
 using std::min;
 
@@ -40,6 +43,10 @@ inline float __expf(float v) { return std::exp(v); }
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 template <typename T>
 T __ldg(const T* p) {
+  return *p;
+}
+template <typename T>
+T __ldcg(const T* p) {
   return *p;
 }
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selectors) {
@@ -53,6 +60,8 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selectors) {
 inline uint32_t __umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* p, unsigned v) { return std::exchange(*p, *p + v); }
 [[noreturn]] inline void __trap() {
   std::fprintf(stderr, "emulated device: trap\n");
   std::abort();
@@ -85,10 +94,15 @@ template <typename... Params>
 cudaError_t cudaFuncSetAttribute(void (*)(Params...), cudaFuncAttribute, int) {
   return cudaSuccess;
 }
+#define cudaLaunchKernelEx BabaiLaunchKernel  // which CUDA's header has too, for any arguments
 template <typename... Params, typename... Args>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
-                               const Args&... args) {
-  return babai::emulated::Run(*config, [&] { kernel(args...); });
+cudaError_t BabaiLaunchKernel(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                              const Args&... args) {
+  return babai::emulated::Enqueue(
+      [config = *config, kernel, args = std::tuple<Params...>(args...)] {
+        babai::emulated::Run(config, [&] { std::apply(kernel, args); });
+      },
+      static_cast<int64_t>(config->dynamicSmemBytes));
 }
 
 // --- kernels/cuda/ptx.cuh
@@ -96,6 +110,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 namespace babai::cuda {
 
 #define SHARED_MEMORY(name) uint8_t* const name = SharedMemory()
+#define SHARED_VARIABLE(name, ...) \
+  using name##Type = __VA_ARGS__;  \
+  name##Type& name = *static_cast<name##Type*>(emulated::OfBlock(#name, sizeof(name##Type)))
 inline uint8_t* SharedMemory() { return emulated::current->of_block->shared.data(); }
 inline uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - SharedMemory());
@@ -170,6 +187,16 @@ inline void LoadMatrix4(uint32_t (&r)[4], uint32_t address) {
   const int lane = emulated::current->lane;
   for (int i = 0; i < 4; ++i) {
     r[i] = AtShared<uint32_t>(rows[i * 8 + lane / 4][0])[lane % 4];
+  }
+}
+inline void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t address) {
+  const emulated::Shown& rows = emulated::MeetWarp(emulated::kMatrix, {address});
+  const int lane = emulated::current->lane;
+  for (int i = 0; i < 4; ++i) {
+    const auto element = [&](int row) {
+      return AtShared<uint16_t>(rows[i * 8 + row][0])[lane / 4];
+    };
+    r[i] = element(lane % 4 * 2) | uint32_t{element(lane % 4 * 2 + 1)} << 16;
   }
 }
 
