@@ -74,6 +74,15 @@ const float* PackTiles(const SparseWeights& w, const MatmulArgs& args, ThreadPoo
 
 }  // namespace
 
+void SparseWeights::Append(const SparseWeights& rows) {
+  const int64_t before = entries();
+  columns_.insert(columns_.end(), rows.columns_.begin(), rows.columns_.end());
+  values_.insert(values_.end(), rows.values_.begin(), rows.values_.end());
+  for (size_t r = 1; r < rows.row_begin_.size(); ++r) {
+    row_begin_.push_back(before + rows.row_begin_[r]);
+  }
+}
+
 void SparseWeights::ShrinkToFit() {
   row_begin_.shrink_to_fit();
   columns_.shrink_to_fit();

@@ -28,6 +28,7 @@ class SparseWeights {
     values_.push_back(value);
   }
   void EndRow() { row_begin_.push_back(static_cast<int64_t>(columns_.size())); }
+  void Append(const SparseWeights& rows);  // of as many columns
   void ShrinkToFit();
   void Scale(float factor);  // every value
 

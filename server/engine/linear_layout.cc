@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -124,18 +125,49 @@ std::vector<float> EntropyFactors(const EntropyCodedView& w) {
 // the linear's own. These are in front of the column scales, hence divided by them.
 class EntropySplitter {
  public:
-  EntropySplitter(const EntropyCodedView& w, const std::optional<SparseRowsView>& own, int bits,
-                  IntegerLinear& out)
-      : w_(w), own_(own), bits_(bits), out_(out), codes_(w.rows * w.cols) {}
+  EntropySplitter(const EntropyDecoder& decoder, const EntropyCodedView& w,
+                  const std::optional<SparseRowsView>& own, IntegerLinear& out)
+      : decoder_(decoder),
+        w_(w),
+        own_(own),
+        bits_(out.owned.bits),
+        row_bytes_(PackedIntCodeBytes(1, w.cols, bits_)),
+        out_(out),
+        z_(kEntropyStripRows * w.cols),
+        codes_(z_.size()),
+        dead_(w.cols) {
+    for (int64_t c = 0; c < w.cols; ++c) dead_[c] = HalfToFloat(w.col_scales[c]) == 0 ? 1 : 0;
+  }
 
-  absl::Status AddRow(int64_t row, const int32_t* z) {
+  // Writes the strip's integers and adds its rows to `sparse`. Different strips at the same time
+  // need splitters of their own.
+  absl::Status AddStrip(int64_t strip, cpu::SparseWeights& sparse) {
+    const int64_t first = strip * kEntropyStripRows;
+    const int64_t rows = std::min(kEntropyStripRows, w_.rows - first);
+    if (absl::Status decoded = decoder_.DecodeStrip(strip, z_.data()); !decoded.ok()) {
+      return decoded;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const absl::Status added = AddRow(first + r, &z_[r * w_.cols], &codes_[r * w_.cols], sparse);
+      if (!added.ok()) return added;
+    }
+    const absl::StatusOr<PackedInt> packed =
+        PackInt(absl::MakeSpan(codes_).subspan(0, rows * w_.cols),
+                w_.row_scales.subspan(first, rows), {}, rows, w_.cols, w_.cols, bits_);
+    if (!packed.ok()) return packed.status();
+    std::copy(packed->codes.begin(), packed->codes.end(), &out_.owned.codes[first * row_bytes_]);
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status AddRow(int64_t row, const int32_t* z, uint8_t* codes, cpu::SparseWeights& sparse) {
     const float scale = HalfToFloat(w_.row_scales[row]);
     uint32_t next = own_ ? own_->row_begin[row] : 0;
     const uint32_t end = own_ ? own_->row_begin[row + 1] : 0;
     for (int64_t c = 0; c < w_.cols; ++c) {
-      const int32_t value = HalfToFloat(w_.col_scales[c]) == 0 ? 0 : z[c];
+      const int32_t value = dead_[c] != 0 ? 0 : z[c];
       const int32_t kept = std::clamp(value, -Zero(bits_), Zero(bits_) - 1);
-      codes_[row * w_.cols + c] = static_cast<uint8_t>(kept + Zero(bits_));
+      codes[c] = static_cast<uint8_t>(kept + Zero(bits_));
       float rest = scale * static_cast<float>(value - kept);
       if (next < end && own_->columns[next] == c) {
         rest += HalfToFloat(own_->values[next++]) / out_.col_factors[c];
@@ -144,46 +176,53 @@ class EntropySplitter {
       if (c >= cpu::SparseWeights::kMostCols) {
         return absl::InvalidArgumentError("integers beyond 8 bits in more than 65536 columns");
       }
-      out_.sparse.Add(c, rest);
+      sparse.Add(c, rest);
     }
-    out_.sparse.EndRow();
+    sparse.EndRow();
     return absl::OkStatus();
   }
 
-  absl::Status Finish() {
-    absl::StatusOr<PackedInt> packed =
-        PackInt(codes_, w_.row_scales, {}, w_.rows, w_.cols, w_.cols, bits_);
-    if (!packed.ok()) return packed.status();
-    out_.owned = *std::move(packed);
-    return absl::OkStatus();
-  }
-
- private:
+  const EntropyDecoder& decoder_;
   const EntropyCodedView& w_;
   const std::optional<SparseRowsView>& own_;
   const int bits_;
+  const int64_t row_bytes_;
   IntegerLinear& out_;
-  std::vector<uint8_t> codes_;
+  std::vector<int32_t> z_;      // of a strip
+  std::vector<uint8_t> codes_;  // likewise, one a byte
+  std::vector<uint8_t> dead_;   // by column: its scale is 0
 };
 
+// Decoding costs more than reading, and strips stand alone: on threads of its own.
 absl::Status SplitEntropy(const EntropyCodedView& w, const std::optional<SparseRowsView>& own,
                           int bits, IntegerLinear& out) {
   const absl::StatusOr<EntropyDecoder> decoder = EntropyDecoder::Make(w);
   if (!decoder.ok()) return decoder.status();
   out.col_factors = EntropyFactors(w);
-  out.sparse = cpu::SparseWeights(w.cols);
-  EntropySplitter splitter(w, own, bits, out);
-  std::vector<int32_t> z(kEntropyStripRows * w.cols);
-  for (int64_t first = 0; first < w.rows; first += kEntropyStripRows) {
-    const absl::Status decoded = decoder->DecodeStrip(first / kEntropyStripRows, z.data());
-    if (!decoded.ok()) return decoded;
-    const int64_t rows = std::min(kEntropyStripRows, w.rows - first);
-    for (int64_t r = 0; r < rows; ++r) {
-      const absl::Status added = splitter.AddRow(first + r, &z[r * w.cols]);
-      if (!added.ok()) return added;
+  out.owned.codes.resize(PackedIntCodeBytes(w.rows, w.cols, bits));
+  out.owned.scales.assign(w.row_scales.begin(), w.row_scales.end());
+  out.owned.rows = w.rows, out.owned.cols = out.owned.group = w.cols, out.owned.bits = bits;
+  const int64_t strips = (w.rows + kEntropyStripRows - 1) / kEntropyStripRows;
+  const int64_t count = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, strips);
+  std::vector<cpu::SparseWeights> sparse(count, cpu::SparseWeights(w.cols));
+  std::vector<absl::Status> done(count);
+  {
+    std::vector<std::jthread> threads;
+    for (int64_t i = 0; i < count; ++i) {
+      threads.emplace_back([&, i] {
+        EntropySplitter splitter(*decoder, w, own, out);
+        for (int64_t s = strips * i / count; s < strips * (i + 1) / count && done[i].ok(); ++s) {
+          done[i] = splitter.AddStrip(s, sparse[i]);
+        }
+      });
     }
   }
-  return splitter.Finish();
+  out.sparse = cpu::SparseWeights(w.cols);
+  for (int64_t i = 0; i < count; ++i) {
+    if (!done[i].ok()) return done[i];
+    out.sparse.Append(sparse[i]);
+  }
+  return absl::OkStatus();
 }
 
 cpu::SparseWeights SparseOf(const SparseRowsView& s) {
