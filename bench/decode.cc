@@ -1,15 +1,14 @@
 // How fast does the GPU's runner serve a model of Llama-3-8B's shape?
 //
 //   decode [--batch 1,4,16,64] [--context 512] [--prefill 2048,8192] [--chunk 2048] [--bits 4]
-//          [--group 128] [--steps 50] [--logits 1] [--chain 1]
+//          [--group 128] [--steps 50] [--logits 1]
 //
 // Weights are random, made on the device: linears and head packed, symmetric. A decode step is
 // Runner::Step() as the scheduler calls it, tokens drawn on the device; with --logits 1 the logits
-// of every sequence come to the host instead; with --chain 1 the products between two attentions
-// are one launch (kernels/cuda/chain_gemm.h) up to eight sequences; medians. The limit of a step is
-// the bytes of weights and of the keys and values read over 4613 GB/s (H200, measured read), or its
-// multiplications over 787 TFLOP/s, whichever takes longer; that of prefill the multiplications
-// alone. "logits" is the time that bringing them to the host takes by itself.
+// of every sequence come to the host instead; medians. The limit of a step is the bytes of weights
+// and of the keys and values read over 4613 GB/s (H200, measured read), or its multiplications over
+// 787 TFLOP/s, whichever takes longer; that of prefill the multiplications alone. "logits" is the
+// time that bringing them to the host takes by itself.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -34,7 +33,7 @@ constexpr double kFlopsPerMs = 787e9;       // H200, bf16 on random data
 
 struct Options {
   std::vector<int> batch{1, 4, 16, 64}, prefill{2048, 8192};
-  int context = 512, chunk = 2048, bits = 4, group = 128, steps = 50, logits = 0, chain = 0;
+  int context = 512, chunk = 2048, bits = 4, group = 128, steps = 50, logits = 0;
 };
 
 Options Parse(int argc, char** argv) {
@@ -59,8 +58,6 @@ Options Parse(int argc, char** argv) {
       o.steps = value;
     } else if (flag == "--logits") {
       o.logits = value;
-    } else if (flag == "--chain") {
-      o.chain = value;
     } else {
       std::fprintf(stderr, "decode: unknown %s; see the head of bench/decode.cc\n", flag.c_str());
       std::exit(2);
@@ -103,7 +100,6 @@ int Main(int argc, char** argv) {
       batch * (o.context / options.block_size + 1) + prefill / options.block_size + 1;
   options.max_step_tokens = std::max(o.chunk, 64);
   options.max_sequences = 64;
-  options.chain_products = o.chain != 0;
   std::unique_ptr<CudaWeights> weights = model.Make();
   auto runner = Must(CudaRunner::Create(model.config(), std::move(weights), options));
   Steps steps(*runner, o.logits != 0);

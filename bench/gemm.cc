@@ -4,7 +4,6 @@
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
 //        [--slice blocks,team,warps,ahead,x_tiles,shared_bytes] likewise, of slice_gemm.h
 //        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
-//        [--chain slots,ahead]                   also all four in one launch, of chain_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
 // weights that rotate through 512 MB, so that none comes from the 60 MB of L2; medians of graph
@@ -23,7 +22,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/chain_gemm.h"
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
@@ -65,7 +63,6 @@ struct Options {
   StreamGemmPlan plan;
   SliceGemmPlan slice;
   WideGemmPlan wide;
-  std::vector<int> chain;  // slots and ahead
 };
 
 std::vector<int> ParseList(const char* s) {
@@ -108,9 +105,6 @@ Options Parse(int argc, char** argv) {
     } else if (flag == "--wide") {
       const std::vector<int> v = ParseList(value());
       if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
-    } else if (flag == "--chain") {
-      o.chain = ParseList(value());
-      o.chain.resize(2);
     } else {
       std::fprintf(stderr, "gemm: unknown %s; see the head of bench/gemm.cc\n", flag.c_str());
       std::exit(2);
@@ -253,38 +247,6 @@ class Bench {
            kBlocks;
   }
 
-  // o, gate-up, down and the next block's q, k, v, as a decode step has them: with sums added to
-  // the residual stream, norms and the gate.
-  double ChainUs(int m) {
-    const auto& [qkv, o, gate_up, down] = kLinears;
-    const int64_t workspace_bytes = ChainGemmWorkspaceBytes(o.n, down.k);
-    void* const workspace = Allocate(workspace_bytes);
-    CHECK_CUDA(cudaMemset(workspace, 0xff, workspace_bytes));
-    CHECK_CUDA(cudaMemset(SquaresOfX(workspace), 0, o.n / 16 * 8 * sizeof(float)));
-    const std::vector<float> ones(o.n, 1.0f);
-    auto* const norm = static_cast<float*>(Allocate(o.n * sizeof(float)));
-    CHECK_CUDA(cudaMemcpy(norm, ones.data(), o.n * sizeof(float), cudaMemcpyHostToDevice));
-    auto* const x = static_cast<float*>(Allocate(int64_t{m} * o.n * sizeof(float)));
-    CHECK_CUDA(cudaMemset(x, 0, int64_t{m} * o.n * sizeof(float)));
-    const auto next = [&](const Linear& l) {
-      const PackedShape shape = ShapeOf(o_, bits_, l);
-      return ChainLinear{data_.NextWeights(shape.bytes()), shape};
-    };
-    const ChainGemmPlan plan{device_.sms, o_.chain[0], o_.chain[1]};
-    const double us = MedianUs(o_.reps, [&](cudaStream_t s) {
-      for (int i = 0; i < kBlocks; ++i) {
-        ChainGemmArgs args{};
-        args.attention = data_.x(), args.x = x, args.qkv = data_.y();
-        args.o = next(o), args.gate_up = next(gate_up), args.down = next(down);
-        args.qkv_linear = next(qkv), args.mlp_norm = args.next_norm = norm, args.eps = 1e-5f;
-        args.workspace = workspace, args.turn = i % 2, args.m = m, args.dtype = o_.dtype;
-        CHECK_CUDA(LaunchChainGemm(args, plan, o_.early, s));
-      }
-    });
-    cudaFree(workspace), cudaFree(norm), cudaFree(x);
-    return us / kBlocks;
-  }
-
   void Report(int m) {
     double bytes = 0, flops = 0, sum_alone = 0;
     std::string alone;
@@ -299,10 +261,6 @@ class Bench {
     const double limit = std::max(bytes / kReadBytesPerUs, flops / kFlopsPerUs);
     std::printf("W%d m %4d  %7.2f us  limit %6.2f (%3.0f %%)   qkv/o/gate-up/down alone%s\n", bits_,
                 m, us, limit, 100 * limit / us, alone.c_str());
-    if (o_.chain.empty() || m > kChainMaxTokens) return;
-    const double chain = ChainUs(m);
-    std::printf("W%d m %4d  %7.2f us  limit %6.2f (%3.0f %%)   as a chain, norms and gate too\n",
-                bits_, m, chain, limit, 100 * limit / chain);
   }
 
  private:

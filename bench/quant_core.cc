@@ -100,9 +100,7 @@ void Measure(const Shape& shape, ThreadPool& pool) {
     });
     const auto packed = OrExit(PackedFactor<float>::Make(factor, pool));
     pack.Run([&] { (void)OrExit(PackedFactor<float>::Make(factor, pool)); });
-    sweep.Run([&] {
-      (void)OrExit(Solve<float>(SolveOptions{}, w, grid, &packed, pool, nullptr));
-    });
+    sweep.Run([&] { (void)OrExit(Solve<float>(SolveOptions{}, w, grid, &packed, pool, nullptr)); });
     LinearProblem problem;
     problem.w = w;
     problem.n = n;

@@ -55,14 +55,6 @@ __global__ void EmbedKernel(EmbedArgs a) {
     float v = Weight(a.table, row, c, a.hidden) * a.scale;
     if (add != nullptr) v += add[c];
     a.x[int64_t{t} * a.hidden + c] = v;
-    if (a.squares == nullptr) continue;
-    // 16 neighbouring lanes, of which all or none are here.
-    float sum = v * v;
-#pragma unroll
-    for (int step = 8; step > 0; step /= 2) {
-      sum += __shfl_xor_sync(0xffffu << (threadIdx.x & 16), sum, step);
-    }
-    if (c % 16 == 0) a.squares[c / 16 * 8 + t] = sum;
   }
 }
 

@@ -30,8 +30,6 @@ struct EmbedArgs {  // device pointers
   const float* position_rows;  // [.., hidden], or null
   float scale;
   float* x;  // [count, hidden]; overwritten
-  float*
-      squares;  // SquaresOfX() of chain_gemm.h for up to 8 tokens, hidden a multiple of 16; or null
   int count, hidden;
 };
 

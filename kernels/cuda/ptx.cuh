@@ -155,15 +155,6 @@ template <int kGroups>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
-// Until the last `groups` groups at most are under way, or somewhat fewer. Without branches.
-__device__ __forceinline__ void CopyAsyncWaitFor(int groups) {
-  asm volatile(
-      "{\n.reg .pred p0, p1, p2;\n"
-      "setp.lt.s32 p2, %0, 4;\nsetp.lt.s32 p1, %0, 2;\nsetp.lt.s32 p0, %0, 1;\n"
-      "cp.async.wait_group 4;\n@p2 cp.async.wait_group 2;\n@p1 cp.async.wait_group 1;\n"
-      "@p0 cp.async.wait_group 0;\n}" ::"r"(groups)
-      : "memory");
-}
 // Arrives on `bar` once this thread's CopyAsync16s so far have landed.
 __device__ __forceinline__ void CopyAsyncArrive(uint32_t bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
@@ -171,11 +162,6 @@ __device__ __forceinline__ void CopyAsyncArrive(uint32_t bar) {
 
 // --- words that other blocks read while the kernel runs
 
-__device__ __forceinline__ uint32_t LoadRelaxed(const void* from) {
-  uint32_t v;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-  return v;
-}
 __device__ __forceinline__ uint4 LoadRelaxed4(const void* from) {
   uint4 v;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -183,9 +169,6 @@ __device__ __forceinline__ uint4 LoadRelaxed4(const void* from) {
                : "l"(from)
                : "memory");
   return v;
-}
-__device__ __forceinline__ void StoreRelaxed(void* to, uint32_t v) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
 __device__ __forceinline__ void StoreRelaxed4(void* to, const uint4& v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),

@@ -17,7 +17,6 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/cuda/chain_gemm.h"
 #include "kernels/cuda/dense_gemm.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/finish_qkv.h"
@@ -87,8 +86,6 @@ class CudaLinear {
   bool TakesNorm(int m, const CudaGemms& gemms) const {
     return cuda::PackedGemmTakesNorm(parts_[0].shape, m, gemms.limits);
   }
-  // Requires takes_ends().
-  cuda::ChainLinear chained() const { return {parts_[0].weights.data(), parts_[0].shape}; }
   int64_t bytes() const;
   CudaGemmNeeds needs() const;
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -15,9 +14,6 @@ namespace {
 
 constexpr int64_t kElement = 2;  // bytes of an activation
 constexpr int kMostLogitRows = 64;
-
-// Held while a step of chains is on the device, by whichever runner.
-std::mutex one_chain;
 
 // Batch sizes that decode graphs are made for.
 constexpr int kBuckets[] = {1, 2, 4, 8, 16, 24, 32, 48, 64};
@@ -35,7 +31,7 @@ int PairsOf(const ModelConfig& config) {
 
 // Every device buffer of CudaRunner::Work, in bytes.
 struct WorkSizes {
-  int64_t x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks, chain;
+  int64_t x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks;
   WorkSizes(const ModelConfig& config, const RunnerOptions& options) {
     const int64_t t = options.max_step_tokens;
     const int64_t rows = std::min<int64_t>(t, kMostLogitRows);
@@ -53,14 +49,9 @@ struct WorkSizes {
     logits = rows * config.vocab * static_cast<int64_t>(sizeof(float));
     chunks = rows * cuda::LogitChunks(static_cast<int>(config.vocab)) *
              static_cast<int64_t>(sizeof(cuda::LogitChunk));
-    chain = options.chain_products
-                ? cuda::ChainGemmWorkspaceBytes(static_cast<int>(config.hidden),
-                                                static_cast<int>(config.intermediate))
-                : 0;
   }
   int64_t sum() const {
-    return x + h + qkv + attention + mlp + activated + y + angles + decode + head + logits +
-           chunks + chain;
+    return x + h + qkv + attention + mlp + activated + y + angles + decode + head + logits + chunks;
   }
 };
 
@@ -165,17 +156,11 @@ absl::Status CudaRunner::Allocate() {
         std::pair{sizes.mlp, &work_.mlp}, std::pair{sizes.activated, &work_.activated},
         std::pair{sizes.y, &work_.y}, std::pair{sizes.angles, &work_.angles},
         std::pair{sizes.decode, &work_.decode}, std::pair{sizes.head, &work_.head},
-        std::pair{sizes.logits, &work_.logits}, std::pair{sizes.chunks, &work_.chunks},
-        std::pair{sizes.chain, &work_.chain}}) {
+        std::pair{sizes.logits, &work_.logits}, std::pair{sizes.chunks, &work_.chunks}}) {
     error += babai::Allocate(bytes, buffer);
     if (!error.status().ok()) return error.status();
     // Counters start at 0, and padded rows of a graph are never written: any number will do there.
-    const bool unwritten = buffer == &gemms_.packed_workspace || buffer == &work_.chain;
-    error += Fill(*buffer, unwritten ? 0xff : 0, stream_);
-  }
-  if (options_.chain_products && BlocksChain()) {
-    chain_plan_ = cuda::PlanChainGemm(weights_->blocks[0].o.chained().shape, limits->sms,
-                                      limits->shared_bytes);
+    error += Fill(*buffer, buffer == &gemms_.packed_workspace ? 0xff : 0, stream_);
   }
   for (const auto& [bytes, buffer] :
        {std::pair{sizes.logits, &host_logits_},
@@ -331,10 +316,6 @@ absl::Status CudaRunner::Step(const StepBatch& batch, float* logits) {
     while (splits < shape.splits) splits *= 2;
     shape.splits = splits;
   }
-  // Blocks of a chain wait for one another: two chains at a time might each keep SMs from the
-  // other.
-  std::unique_lock<std::mutex> chain(one_chain, std::defer_lock);
-  if (Chains(shape.tokens)) chain.lock();
   FirstError error;
   error += batch_->Send(stream_);
   if (whole) {

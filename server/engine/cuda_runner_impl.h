@@ -50,8 +50,7 @@ class CudaRunner final : public Runner {
 
   // Buffers of a step, for max_step_tokens tokens; logits for LogitRows().
   struct Work {
-    cuda::Buffer x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks,
-        chain;
+    cuda::Buffer x, h, qkv, attention, mlp, activated, y, angles, decode, head, logits, chunks;
   };
   struct Ropes {
     cuda::Buffer inv_freq, scales;  // of all ropes, one after another
@@ -72,16 +71,10 @@ class CudaRunner final : public Runner {
   // The kernels of a step, in order, up to the head's norm.
   absl::Status EnqueueBlocks(const CudaStepShape& shape);
   absl::Status EnqueueStart(const CudaStepShape& shape);
-  absl::Status EnqueueChains(const CudaStepShape& shape);
   absl::Status EnqueueAttention(int64_t b, const CudaStepShape& shape);
   absl::Status EnqueueHeads(int64_t b, const CudaStepShape& shape);
   int MostSplits(int sequences) const;  // of each, in a step of so many decodes
   absl::Status EnqueueFeedForward(int64_t b, const CudaStepShape& shape);
-  // From block b's attention to the next one's.
-  cuda::ChainGemmArgs ChainOf(int64_t b, int tokens) const;
-  // Whether every block can be a chain, and a step of so many tokens is made of them.
-  bool BlocksChain() const;
-  bool Chains(int tokens) const;
   // Logits of the wanted rows [first, first + count) into work_.logits. kAllInOrder: these are all
   // rows of the step.
   enum class Rows { kAllInOrder, kWanted };
@@ -116,7 +109,6 @@ class CudaRunner final : public Runner {
   cuda::Queue queue_;
   bool wide_before_ = false;  // the kernel enqueued last is a product whose turn was kWide
   CudaGemms gemms_;
-  cuda::ChainGemmPlan chain_plan_;  // no blocks: no step is made of chains
   std::unique_ptr<CudaBatch> batch_;
   std::vector<std::pair<cuda::Buffer, cuda::Buffer>> cache_;  // keys and values of each layer
   Ropes ropes_;

@@ -92,14 +92,6 @@ absl::Status CudaRunner::EnqueueStart(const CudaStepShape& shape) {
   embed.position_rows = weights_->positions, embed.scale = config_.embedding_scale;
   embed.x = work_.x.data<float>(), embed.count = shape.tokens;
   embed.hidden = static_cast<int>(config_.hidden);
-  if (Chains(shape.tokens)) {
-    // Chains put back what the one before has left: of an odd number the last one's stays.
-    if (config_.layers % 2 != 0) {
-      error += cuda::FromCuda(
-          cudaMemsetAsync(work_.chain.data(), 0xff, work_.chain.bytes(), queue_.stream), "chains");
-    }
-    embed.squares = cuda::SquaresOfX(work_.chain.data());
-  }
   error += Launched(cuda::Embed(embed, in_line), "Embed");
   return error.status();
 }
@@ -224,53 +216,6 @@ absl::Status CudaRunner::EnqueueFeedForward(int64_t b, const CudaStepShape& shap
   return error.status();
 }
 
-bool CudaRunner::BlocksChain() const {
-  if (config_.norm == NormKind::kLayer) return false;
-  for (int64_t b = 0; b < config_.layers; ++b) {
-    const CudaBlock& block = weights_->blocks[b];
-    if (!block.qkv.takes_ends() || block.gate_up.order() != CudaLinear::Order::kInEights ||
-        !AttentionAdds(block) || !FeedForwardAdds(block) || !cuda::TakesChainGemm(ChainOf(b, 1))) {
-      return false;
-    }
-  }
-  return true;
-}
-
-bool CudaRunner::Chains(int tokens) const {
-  return chain_plan_.blocks > 0 && tokens <= cuda::kChainMaxTokens;
-}
-
-cuda::ChainGemmArgs CudaRunner::ChainOf(int64_t b, int tokens) const {
-  const CudaBlock& block = weights_->blocks[b];
-  cuda::ChainGemmArgs args{};
-  args.attention = work_.attention.data(), args.x = work_.x.data<float>();
-  args.qkv = work_.qkv.data();
-  args.o = block.o.chained(), args.gate_up = block.gate_up.chained();
-  args.down = block.down.chained();
-  args.mlp_norm = block.mlp_norm.weight, args.eps = config_.norm_eps;
-  if (b + 1 < config_.layers) {
-    args.qkv_linear = weights_->blocks[b + 1].qkv.chained();
-    args.next_norm = weights_->blocks[b + 1].attn_norm.weight;
-  }
-  args.gate = GateOf(config_.activation);
-  args.workspace = work_.chain.data(), args.turn = static_cast<int>(b % 2);
-  args.m = tokens, args.dtype = weights_->dtype;
-  return args;
-}
-
-absl::Status CudaRunner::EnqueueChains(const CudaStepShape& shape) {
-  FirstError error;
-  error += NormedProduct(NormAfterFeedForward(-1, shape.tokens), weights_->blocks[0].qkv,
-                         work_.qkv.data(), {});
-  for (int64_t b = 0; b < config_.layers; ++b) {
-    error += EnqueueHeads(b, shape);
-    error += Launched(cuda::LaunchChainGemm(ChainOf(b, shape.tokens), chain_plan_,
-                                            queue_.early_start, queue_.stream),
-                      "ChainGemm");
-  }
-  return error.status();
-}
-
 absl::Status CudaRunner::EnqueueHead(int first, int count, Rows rows) {
   FirstError error;
   cuda::AddNormArgs norm = NormAfterFeedForward(config_.layers - 1, count);
@@ -295,10 +240,6 @@ absl::Status CudaRunner::EnqueueHead(int first, int count, Rows rows) {
 absl::Status CudaRunner::EnqueueBlocks(const CudaStepShape& shape) {
   FirstError error;
   error += EnqueueStart(shape);
-  if (Chains(shape.tokens)) {
-    error += EnqueueChains(shape);
-    return error.status();
-  }
   for (int64_t b = 0; b < config_.layers; ++b) {
     error += EnqueueAttention(b, shape);
     error += EnqueueFeedForward(b, shape);

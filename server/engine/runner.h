@@ -41,9 +41,6 @@ struct RunnerOptions {
   int64_t max_sequences = 64;
   DType kv_dtype = DType::kF16;  // kF16 or kF32
   Numerics numerics = Numerics::kServing;
-  // GPU, steps of up to eight tokens: the products between two attentions in one launch where a
-  // model's blocks allow it (kernels/cuda/chain_gemm.h). Off until it has been measured.
-  bool chain_products = false;
 };
 
 // Not thread-safe: one step at a time. Owns weights and KV pool.

@@ -73,19 +73,14 @@ Feeder FeederFor(Runner& runner, int64_t vocab) {
 
 struct FamilyCase {
   std::string family;
-  int bits;  // 0: dense weights, through cuBLAS
-  enum { kBare, kChains /* RunnerOptions::chain_products */, kSurrounded } how = kBare;
+  int bits;                 // 0: dense weights, through cuBLAS
+  bool surrounded = false;  // by rotations, factors and sparse values
 };
 
 class CudaFamilyTest : public CudaTest, public testing::WithParamInterface<FamilyCase> {
  protected:
-  static RunnerOptions OnDevice() {
-    RunnerOptions options = Options(DType::kF16);
-    options.chain_products = GetParam().how == FamilyCase::kChains;
-    return options;
-  }
   std::shared_ptr<const PackedModel> PackedAs(const TinyModel& tiny) {
-    return Packed(tiny, GetParam().bits, GetParam().how == FamilyCase::kSurrounded);
+    return Packed(tiny, GetParam().bits, GetParam().surrounded);
   }
 };
 
@@ -101,12 +96,12 @@ TEST_P(CudaFamilyTest, LogitsAreTheCpus) {
   tiny.intermediate = 96;
   const std::shared_ptr<const PackedModel> packed = PackedAs(tiny);
   auto cpu = *MakeCpuRunner(packed, Options(DType::kF32), pool_);
-  auto cuda = MakeCudaRunner(packed, OnDevice());
+  auto cuda = MakeCudaRunner(packed, Options(DType::kF16));
   ASSERT_TRUE(cuda.ok()) << cuda.status();
   Feeder want = FeederFor(*cpu, tiny.vocab), got = FeederFor(**cuda, tiny.vocab);
   FeedAll(want);
   FeedAll(got);
-  const double times = GetParam().how == FamilyCase::kSurrounded ? 2 : 1;
+  const double times = GetParam().surrounded ? 2 : 1;
   const double half_ulp = times * (packed->config().post_norms ? 0x1p-8 : 0x1p-11);
   for (int s = 0; s < 3; ++s) {
     std::vector<float> difference = want.logits(s);
@@ -124,8 +119,8 @@ TEST_P(CudaTwiceTest, TwoRunsAreBitIdentical) {
   TinyModel tiny;
   tiny.family = GetParam().family;
   const std::shared_ptr<const PackedModel> packed = PackedAs(tiny);
-  auto one = *MakeCudaRunner(packed, OnDevice());
-  auto two = *MakeCudaRunner(packed, OnDevice());
+  auto one = *MakeCudaRunner(packed, Options(DType::kF16));
+  auto two = *MakeCudaRunner(packed, Options(DType::kF16));
   Feeder a = FeederFor(*one, tiny.vocab), b = FeederFor(*two, tiny.vocab),
          again = FeederFor(*one, tiny.vocab);
   FeedAll(a);
@@ -144,18 +139,15 @@ std::vector<FamilyCase> AllFamilies() {
     cases.push_back({family, 4});
   }
   for (const int bits : {2, 3, 8}) cases.push_back({"llama", bits});
-  for (const char* family : {"llama", "mistral", "qwen2", "qwen3"}) {
-    cases.push_back({family, 4, FamilyCase::kChains});
-  }
   for (const char* family : {"llama", "gemma3", "gpt2"}) {
-    cases.push_back({family, 4, FamilyCase::kSurrounded});
+    cases.push_back({family, 4, /*surrounded=*/true});
   }
   return cases;
 }
 
 std::string NameOf(const testing::TestParamInfo<FamilyCase>& info) {
-  const char* const how[] = {"", "Chains", "Surrounded"};
-  return absl::StrCat(info.param.family, info.param.bits, how[info.param.how]);
+  return absl::StrCat(info.param.family, info.param.bits,
+                      info.param.surrounded ? "Surrounded" : "");
 }
 
 // An emulated device is slow.

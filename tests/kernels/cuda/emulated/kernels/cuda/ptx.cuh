@@ -158,7 +158,6 @@ template <int kGroups>
 void CopyAsyncWait() {
   emulated::WaitForCopies(kGroups);
 }
-inline void CopyAsyncWaitFor(int groups) { emulated::WaitForCopies(groups); }
 inline void CopyAsyncArrive(uint32_t bar) {
   emulated::LandCopies();
   BarrierArrive(bar);
@@ -166,16 +165,11 @@ inline void CopyAsyncArrive(uint32_t bar) {
 
 inline void AddToMemory(float* to, float v) { *to += v; }
 // What others write may come only when they have a turn.
-inline uint32_t LoadRelaxed(const void* from) {
-  emulated::Yield();
-  return *static_cast<const volatile uint32_t*>(from);
-}
 inline uint4 LoadRelaxed4(const void* from) {
   emulated::Yield();
   const auto* const words = static_cast<const volatile uint32_t*>(from);
   return {words[0], words[1], words[2], words[3]};
 }
-inline void StoreRelaxed(void* to, uint32_t v) { *static_cast<volatile uint32_t*>(to) = v; }
 inline void StoreRelaxed4(void* to, const uint4& v) { std::memcpy(to, &v, sizeof(v)); }
 
 inline void PrefetchToL2(const void*) {}
