@@ -42,6 +42,15 @@ __device__ __forceinline__ void Clear(float (&s)[kEights][4]) {
   }
 }
 
+// Makes of sums of DequantizeForSums() those of each row.
+template <int kBits, typename T, int kEights>
+__device__ __forceinline__ void TakeRowsApart(float (&sums)[kEights][4]) {
+  if constexpr (Fragment<kBits, T>::kMixed) {
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) sums[e][2] -= sums[e][0], sums[e][3] -= sums[e][1];
+  }
+}
+
 // Where the scales and zeros of two rows, g and g + 8, of a tile and group are.
 struct RowPairMeta {
   const uint8_t *scales, *zeros;
@@ -169,10 +178,10 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
           }
         }
         uint32_t a[4];
-        if (s == 0) Dequantize<kBits, T, 0>(a, w[i], exponent);
-        if (s == 1) Dequantize<kBits, T, 1>(a, w[i], exponent);
-        if (s == 2) Dequantize<kBits, T, 2>(a, w[i], exponent);
-        if (s == 3) Dequantize<kBits, T, 3>(a, w[i], exponent);
+        if (s == 0) DequantizeForSums<kBits, T, 0>(a, w[i], exponent);
+        if (s == 1) DequantizeForSums<kBits, T, 1>(a, w[i], exponent);
+        if (s == 2) DequantizeForSums<kBits, T, 2>(a, w[i], exponent);
+        if (s == 3) DequantizeForSums<kBits, T, 3>(a, w[i], exponent);
         auto& sums = kGroup == 0 ? total[i] : run[i];
 #pragma unroll
         for (int e = 0; e < kEights; ++e)
@@ -187,6 +196,7 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
+          TakeRowsApart<kBits, T>(run[i]);
           if constexpr (kZeros == Zeros::kStart) {
             AddScaled(total[i], run[i], meta + group * 32, lane);
           } else {
@@ -212,8 +222,10 @@ __device__ __forceinline__ void ScaleRows(float (&sums)[kEights][4], const float
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[e][j] += x[e][j];
     }
+    TakeRowsApart<kBits, T>(sums);
     AddScaled(scaled, sums, at.scales, lane);
   } else {
+    TakeRowsApart<kBits, T>(sums);
     AddScaled<kBits, T>(scaled, sums, x, at, asymmetric, lane);
   }
 #pragma unroll
