@@ -32,10 +32,17 @@ absl::Status Check(const PackedGemmArgs& a) {
   return absl::OkStatus();
 }
 
-// The longer k is, the less room has x in shared memory.
 bool IsStreamed(const PackedShape& shape, int m, const DeviceLimits& device) {
-  return m <= kStreamMaxTokens &&
-         PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages > 0;
+  if (m > kStreamMaxTokens) return false;
+  // Where a block has a strip of many k tiles it waits for x longest: for all of it, while a warp
+  // of slice_gemm.h waits for its own part.
+  constexpr int kManyTiles = 4 * kSliceWarps<1>;
+  if (shape.strips() <= device.sms && shape.k_tiles() >= kManyTiles &&
+      PlanSliceGemm(shape, m, device.sms, device.shared_bytes).warps > 0) {
+    return false;
+  }
+  // The longer k is, the less room has x in shared memory.
+  return PlanStreamGemm(shape, m, device.sms, device.shared_bytes, Turn::kNarrow).stages > 0;
 }
 
 absl::Status Streamed(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
