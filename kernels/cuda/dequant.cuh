@@ -36,14 +36,10 @@ struct Fragment {
   static constexpr uint32_t kExponent = kHalf ? 0 : 0x43004300;  // of 128
   static constexpr float kSymmetricZero = static_cast<float>(1 << (kBits - 1));
 
-  // Whether DequantizeForSums() leaves row g's weights in row g + 8's fragment.
-  static constexpr bool kMixed = kHalf && kBits == 4;
-
-  // Pairs of what DequantizeForSums() would give for minus the symmetric zero point: times x, what
-  // a sum starts from.
+  // Pairs of what a fragment would hold for minus the symmetric zero point: times x, what a sum
+  // starts from.
   static constexpr uint32_t kMinusZero = MinusPair(kHalf, kBias + kSymmetricZero);
-  static constexpr uint32_t kMinusZero8 =
-      MinusPair(kHalf, kBias + (kMixed ? kRow8 + 1 : kRow8) * kSymmetricZero);
+  static constexpr uint32_t kMinusZero8 = MinusPair(kHalf, kBias + kRow8 * kSymmetricZero);
 };
 
 // The words of one half tile for this lane.
@@ -121,12 +117,13 @@ __device__ __forceinline__ void Dequantize(uint32_t (&a)[4], const uint32_t (&w)
   }
 }
 
-// The same where the caller takes the sums apart, with TakeRowsApart(): four instructions for eight
-// 4-bit weights instead of five, since row g + 8's fragment, kRow8 * code, keeps row g's code.
-template <int kBits, typename T, int kStep>
+// The same, or with kMixed, 4 bits in fp16, with four instructions for eight weights instead of
+// five: row g + 8's fragment, kRow8 * code, keeps row g's code, so that its sums are too large by
+// row g's.
+template <int kBits, typename T, int kStep, bool kMixed>
 __device__ __forceinline__ void DequantizeForSums(uint32_t (&a)[4], const uint32_t (&w)[kBits],
                                                   uint32_t exponent) {
-  if constexpr (Fragment<kBits, T>::kMixed) {
+  if constexpr (kMixed) {
     constexpr uint32_t kUpperBytes = 0x4341;  // of both halves of a word
     a[1] = w[kStep] & 0x00ff00ffu, a[3] = __byte_perm(w[kStep], 0, kUpperBytes);
     a[0] = a[1] & 0x000f000fu, a[2] = a[3] & 0x000f000fu;

@@ -35,9 +35,10 @@ absl::Status Check(const PackedGemmArgs& a) {
 bool IsStreamed(const PackedShape& shape, int m, const DeviceLimits& device) {
   if (m > kStreamMaxTokens) return false;
   // Where a block has a strip of many k tiles it waits for x longest: for all of it, while a warp
-  // of slice_gemm.h waits for its own part.
+  // of slice_gemm.h waits for its own part. Not with one token, whose products take turns in what
+  // they leave of an SM to the next, nor at other widths: measured to be slower.
   constexpr int kManyTiles = 4 * kSliceWarps<1>;
-  if (shape.strips() <= device.sms && shape.k_tiles() >= kManyTiles &&
+  if (m == 2 && shape.bits == 4 && shape.strips() <= device.sms && shape.k_tiles() >= kManyTiles &&
       PlanSliceGemm(shape, m, device.sms, device.shared_bytes).warps > 0) {
     return false;
   }

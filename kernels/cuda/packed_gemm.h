@@ -1,8 +1,9 @@
 // y = x * W^T with packed weights of 2, 3, 4 or 8 bits, for any m: the one door to the kernels
 // below.
 //
-//   regime    m <= 2: stream_gemm.h, but of few rows and many columns; else m <= 16: slice_gemm.h;
-//             above, wide_gemm.h on Hopper, elsewhere slice_gemm.h on sixteen tokens at a time
+//   regime    m <= 2: stream_gemm.h, but for two tokens and few rows of many columns of 4 bits;
+//             else m <= 16: slice_gemm.h; above, wide_gemm.h on Hopper, elsewhere slice_gemm.h on
+//             sixteen tokens at a time
 //   roof      PackedShape::bytes() over memory bandwidth; 2 m n k over the tensor cores' rate
 //   limits    k a multiple of 32; groups of 32, 64, 128 or a row; fp16 or bf16 x and y; sm_80 or
 //             newer

@@ -42,13 +42,14 @@ __device__ __forceinline__ void Clear(float (&s)[kEights][4]) {
   }
 }
 
-// Makes of sums of DequantizeForSums() those of each row.
+// Whether rows g and g + 8 are dequantized mixed. With more tokens it takes registers that
+// blocks of attention then lack beside these.
+template <int kBits, typename T, int kEights>
+constexpr bool kMixesRows = kBits == 4 && __is_same(T, __half) && kEights == 1;
+
 template <int kBits, typename T, int kEights>
 __device__ __forceinline__ void TakeRowsApart(float (&sums)[kEights][4]) {
-  if constexpr (Fragment<kBits, T>::kMixed) {
-#pragma unroll
-    for (int e = 0; e < kEights; ++e) sums[e][2] -= sums[e][0], sums[e][3] -= sums[e][1];
-  }
+  if constexpr (kMixesRows<kBits, T, kEights>) sums[0][2] -= sums[0][0], sums[0][3] -= sums[0][1];
 }
 
 // Where the scales and zeros of two rows, g and g + 8, of a tile and group are.
@@ -178,10 +179,11 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
           }
         }
         uint32_t a[4];
-        if (s == 0) DequantizeForSums<kBits, T, 0>(a, w[i], exponent);
-        if (s == 1) DequantizeForSums<kBits, T, 1>(a, w[i], exponent);
-        if (s == 2) DequantizeForSums<kBits, T, 2>(a, w[i], exponent);
-        if (s == 3) DequantizeForSums<kBits, T, 3>(a, w[i], exponent);
+        constexpr bool kMixed = kMixesRows<kBits, T, kEights>;
+        if (s == 0) DequantizeForSums<kBits, T, 0, kMixed>(a, w[i], exponent);
+        if (s == 1) DequantizeForSums<kBits, T, 1, kMixed>(a, w[i], exponent);
+        if (s == 2) DequantizeForSums<kBits, T, 2, kMixed>(a, w[i], exponent);
+        if (s == 3) DequantizeForSums<kBits, T, 3, kMixed>(a, w[i], exponent);
         auto& sums = kGroup == 0 ? total[i] : run[i];
 #pragma unroll
         for (int e = 0; e < kEights; ++e)
@@ -196,10 +198,11 @@ __device__ __forceinline__ void AddRecord(const uint8_t* record, int tile_bytes,
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           const uint8_t* meta = record + i * tile_bytes + kCodeBytes;
-          TakeRowsApart<kBits, T>(run[i]);
           if constexpr (kZeros == Zeros::kStart) {
+            static_assert(!kMixesRows<kBits, T, kEights>, "rows would start from one's zero point");
             AddScaled(total[i], run[i], meta + group * 32, lane);
           } else {
+            TakeRowsApart<kBits, T>(run[i]);
             AddScaled<kBits, T>(total[i], run[i], x_sums[kZeros == Zeros::kSumHere ? 0 : group],
                                 {meta + group * 32, meta + Groups::kCount * 32 + group * 16},
                                 asymmetric, lane);
@@ -222,7 +225,6 @@ __device__ __forceinline__ void ScaleRows(float (&sums)[kEights][4], const float
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[e][j] += x[e][j];
     }
-    TakeRowsApart<kBits, T>(sums);
     AddScaled(scaled, sums, at.scales, lane);
   } else {
     TakeRowsApart<kBits, T>(sums);

@@ -151,6 +151,7 @@ TEST_F(PackedGemmTest, TakesAnyShape) {
         Case{576, 1536, 128, 4, false, Dtype::kFp16, 7},
         Case{4100, 4096, 128, 4, false, Dtype::kFp16, 1},  // more than one strip group a block
         Case{96, 60032, 128, 4, false, Dtype::kFp16, 2},   // x larger than shared memory
+        Case{96, 8448, 64, 4, true, Dtype::kFp16, 2},      // few rows of many columns
         Case{64, 512, 128, 4, false, Dtype::kFp16, 21}, Case{1, 32, 32, 4, false, Dtype::kFp16, 9},
         Case{17, 96, 32, 4, true, Dtype::kFp16, 33},
         Case{1536, 576, 64, 4, false, Dtype::kBf16, 64},
