@@ -47,6 +47,7 @@ __device__ __forceinline__ void Clear(float (&s)[kEights][4]) {
 template <int kBits, typename T, int kEights>
 constexpr bool kMixesRows = kBits == 4 && __is_same(T, __half) && kEights == 1;
 
+// Takes row g out of the sums of row g + 8, where they are mixed.
 template <int kBits, typename T, int kEights>
 __device__ __forceinline__ void TakeRowsApart(float (&sums)[kEights][4]) {
   if constexpr (kMixesRows<kBits, T, kEights>) sums[0][2] -= sums[0][0], sums[0][3] -= sums[0][1];
