@@ -211,7 +211,7 @@ int Main(int argc, char** argv) {
   RunnerOptions options;
   options.kv_blocks = 4096;
   options.max_step_tokens = options.max_sequences = 64;
-  RandomModel model(config, /*bits=*/4, /*group=*/large ? 128 : 64);
+  RandomModel model(config, {.bits = 4, .group = large ? 128 : 64});
   auto runner = Must(CudaRunner::Create(config, model.Make(), options));
   Steps steps(*runner, /*want_logits=*/false);
   Job job(config, o);

@@ -1,9 +1,11 @@
 // How fast does the GPU's runner serve a model of Llama-3-8B's shape?
 //
 //   decode [--batch 1,4,16,64] [--context 512] [--prefill 2048,8192] [--chunk 2048] [--bits 4]
-//          [--group 128] [--steps 50] [--logits 1]
+//          [--group 128] [--tables 1] [--sparse 5] [--rotate 128] [--steps 50] [--logits 1]
 //
-// Weights are random, made on the device: linears and head packed, symmetric. A decode step is
+// Weights are random, made on the device: linears and head packed, symmetric. --tables 1: linears
+// of 4-bit codes and a table a row; --sparse N: N of 1000 weights beside them as sparse values;
+// --rotate N: inputs rotated in blocks of N. A decode step is
 // Runner::Step() as the scheduler calls it, tokens drawn on the device; with --logits 1 the logits
 // of every sequence come to the host instead; medians. The limit of a step is the bytes of weights
 // and of the keys and values read over 4613 GB/s (H200, measured read), or its multiplications over
@@ -33,7 +35,8 @@ constexpr double kFlopsPerMs = 787e9;       // H200, bf16 on random data
 
 struct Options {
   std::vector<int> batch{1, 4, 16, 64}, prefill{2048, 8192};
-  int context = 512, chunk = 2048, bits = 4, group = 128, steps = 50, logits = 0;
+  int context = 512, chunk = 2048, steps = 50, logits = 0;
+  RandomFormat format;
 };
 
 Options Parse(int argc, char** argv) {
@@ -51,9 +54,15 @@ Options Parse(int argc, char** argv) {
     } else if (flag == "--chunk") {
       o.chunk = value;
     } else if (flag == "--bits") {
-      o.bits = value;
+      o.format.bits = value;
     } else if (flag == "--group") {
-      o.group = value;
+      o.format.group = value;
+    } else if (flag == "--tables") {
+      o.format.tables = value != 0;
+    } else if (flag == "--sparse") {
+      o.format.sparse = value;
+    } else if (flag == "--rotate") {
+      o.format.rotate = value;
     } else if (flag == "--steps") {
       o.steps = value;
     } else if (flag == "--logits") {
@@ -92,7 +101,7 @@ int Main(int argc, char** argv) {
     return 0;
   }
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  RandomModel model(Llama3Shape(), o.bits, o.group);
+  RandomModel model(Llama3Shape(), o.format);
   RunnerOptions options;
   const int64_t batch = *std::max_element(o.batch.begin(), o.batch.end());
   const int64_t prefill = *std::max_element(o.prefill.begin(), o.prefill.end());
@@ -105,8 +114,11 @@ int Main(int argc, char** argv) {
   Steps steps(*runner, o.logits != 0);
   const double kv_per_token =
       static_cast<double>(runner->kv_bytes()) / (options.kv_blocks * options.block_size);
-  std::printf("W%d g%d, head too: %.2f GB of weights read a step\n", o.bits, o.group,
-              model.linear_bytes() / 1e9);
+  const RandomFormat& f = o.format;
+  std::printf(
+      "%s%d g%d, head W%d, sparse %d of 1000, rotated by %d: %.2f GB of weights read a step\n",
+      f.tables ? "T" : "W", f.tables ? 4 : f.bits, f.group, f.bits, f.sparse, f.rotate,
+      model.linear_bytes() / 1e9);
   for (const int batch : o.batch) {
     for (int i = 0; i < 5; ++i) steps.Run(batch, o.context - 1, 1);
     const double ms = MedianMs(o.steps, [&] { steps.Run(batch, o.context - 1, 1); });

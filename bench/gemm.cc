@@ -3,6 +3,7 @@
 //   gemm [--bits 4] [--group 128] [--asymmetric] [--bf16] [--m 1,2,4,8] [--late] [--reps 25]
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
 //        [--slice blocks,team,warps,ahead,x_tiles,shared_bytes] likewise, of slice_gemm.h
+//        [--tables]      4-bit codes and a table a row instead, table_gemm.h: up to 16 tokens
 //        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
@@ -25,6 +26,7 @@
 #include "kernels/cuda/packed_gemm.h"
 #include "kernels/cuda/slice_gemm.h"
 #include "kernels/cuda/stream_gemm.h"
+#include "kernels/cuda/table_gemm.h"
 #include "kernels/cuda/wide_gemm.h"
 
 namespace babai::cuda {
@@ -58,7 +60,7 @@ void* Allocate(int64_t bytes) {
 struct Options {
   std::vector<int> bits{4}, m{1, 2, 4, 8};
   int group = 128, reps = 25;
-  bool asymmetric = false, early = true;
+  bool asymmetric = false, early = true, tables = false;
   Dtype dtype = Dtype::kFp16;
   StreamGemmPlan plan;
   SliceGemmPlan slice;
@@ -94,6 +96,8 @@ Options Parse(int argc, char** argv) {
       o.asymmetric = true;
     else if (flag == "--bf16")
       o.dtype = Dtype::kBf16;
+    else if (flag == "--tables")
+      o.tables = true;
     else if (flag == "--late")
       o.early = false;
     else if (flag == "--plan") {
@@ -146,6 +150,8 @@ class Data {
   const void* x() const { return x_; }
   void* y() const { return y_; }
   void* workspace() const { return workspace_; }
+  // Those of a matrix: some of x, which are sane values.
+  const uint16_t* tables() const { return static_cast<const uint16_t*>(x_); }
   // The next `bytes` of the pool, from the start again once 512 MB have gone by.
   const void* NextWeights(int64_t bytes) {
     if (at_ + bytes > kPoolBytes) at_ = 0;
@@ -192,6 +198,7 @@ double MedianUs(int reps, const std::function<void(cudaStream_t)>& enqueue) {
 }
 
 PackedShape ShapeOf(const Options& o, int bits, const Linear& l) {
+  if (o.tables) return TableShape(l.n, l.k, o.group);
   return {l.n, l.k, bits, o.group, o.asymmetric};
 }
 
@@ -204,6 +211,11 @@ class Bench {
   void Enqueue(const Linear& l, int m, cudaStream_t stream) {
     const PackedShape shape = ShapeOf(o_, bits_, l);
     const void* weights = data_.NextWeights(shape.bytes());
+    if (o_.tables) {
+      const TableWeights codes{static_cast<const uint8_t*>(weights), data_.tables(), shape};
+      CHECK_CUDA(TableGemm({data_.x(), data_.y(), codes, m, o_.dtype}, {stream, o_.early}));
+      return;
+    }
     if (o_.plan.stages > 0) {
       CHECK_CUDA(LaunchStreamGemm({data_.x(), weights, data_.y(), shape, m, o_.dtype}, o_.plan,
                                   o_.early, stream));
@@ -251,7 +263,8 @@ class Bench {
     double bytes = 0, flops = 0, sum_alone = 0;
     std::string alone;
     for (const Linear& l : kLinears) {
-      bytes += ShapeOf(o_, bits_, l).bytes(), flops += 2.0 * m * l.n * l.k;
+      bytes += ShapeOf(o_, bits_, l).bytes() + (o_.tables ? l.n * kTableValues * 2.0 : 0);
+      flops += 2.0 * m * l.n * l.k;
       const double us = LinearUs(l, m);
       char text[64];
       std::snprintf(text, sizeof(text), " %6.2f", us);
@@ -259,8 +272,8 @@ class Bench {
     }
     const double us = BlockUs(m);
     const double limit = std::max(bytes / kReadBytesPerUs, flops / kFlopsPerUs);
-    std::printf("W%d m %4d  %7.2f us  limit %6.2f (%3.0f %%)   qkv/o/gate-up/down alone%s\n", bits_,
-                m, us, limit, 100 * limit / us, alone.c_str());
+    std::printf("%c%d m %4d  %7.2f us  limit %6.2f (%3.0f %%)   qkv/o/gate-up/down alone%s\n",
+                o_.tables ? 'T' : 'W', bits_, m, us, limit, 100 * limit / us, alone.c_str());
   }
 
  private:

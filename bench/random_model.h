@@ -55,13 +55,22 @@ inline std::vector<uint8_t> RandomTiles(const cuda::PackedShape& shape) {
   return tiles;
 }
 
+// Of a model's linears but its head, which is plain integers.
+struct RandomFormat {
+  int bits = 4, group = 128;
+  bool tables = false;  // 4-bit codes and a table a row
+  int sparse = 0;       // sparse values, of 1000 weights
+  int rotate = 1;       // blocks of rotated inputs
+};
+
 class RandomModel {
  public:
-  RandomModel(const ModelConfig& config, int bits, int group)
-      : config_(config), bits_(bits), group_(group), weights_(std::make_unique<CudaWeights>()) {}
+  RandomModel(const ModelConfig& config, const RandomFormat& format)
+      : config_(config), format_(format), weights_(std::make_unique<CudaWeights>()) {}
 
   std::unique_ptr<CudaWeights> Make() {
     weights_->blocks.resize(config_.layers);
+    loader_ = Must(CudaLoader::Make());
     weights_->params = Must(cuda::Buffer::OnDevice(config_.hidden * sizeof(float)));
     const std::vector<float> ones(config_.hidden, 1.0f);
     Must(cuda::FromCuda(cudaMemcpy(weights_->params.data(), ones.data(), weights_->params.bytes(),
@@ -80,6 +89,7 @@ class RandomModel {
     weights_->final_norm = norm;
     weights_->head = RandomLinear(config_.vocab, config_.hidden);
     MakeEmbedding();
+    Must(loader_->Finish());
     return std::move(weights_);
   }
   const ModelConfig& config() const { return config_; }
@@ -89,37 +99,69 @@ class RandomModel {
  private:
   CudaLinear RandomLinear(int64_t rows, int64_t cols,
                           CudaLinear::Order order = CudaLinear::Order::kStacked) {
+    const bool head = rows == config_.vocab;
+    const int n = static_cast<int>(rows), k = static_cast<int>(cols);
     CudaLinear::Part part;
     part.rows = rows, part.packed = true;
-    part.shape = {static_cast<int>(rows), static_cast<int>(cols), bits_, group_, false};
+    if (!head && format_.tables) {
+      part.shape = cuda::TableShape(n, k, format_.group);
+      part.tables = Must(cuda::Buffer::OnDevice(TableBytes(rows)));
+      FillWith(RandomHalves(), part.tables);
+    } else {
+      part.shape = {n, k, format_.bits, format_.group, false};
+    }
     part.weights = Must(cuda::Buffer::OnDevice(part.shape.bytes()));
-    if (tiles_.empty()) tiles_ = RandomTiles(part.shape);
-    FillWith(tiles_, part.weights);
-    linear_bytes_ += part.weights.bytes();
-    if (rows != config_.vocab) block_weights_ += rows * cols;
-    weights_->bytes += part.weights.bytes();
+    FillWith(RandomTiles(part.shape), part.weights);
+    if (!head) {
+      Surround(part, cols);
+      block_weights_ += rows * cols;
+    }
+    if (part.tables.bytes() + part.around.bytes() > 0) order = CudaLinear::Order::kStacked;
     std::vector<CudaLinear::Part> parts;
     parts.push_back(std::move(part));
-    return CudaLinear(std::move(parts), cols, order);
+    CudaLinear linear(std::move(parts), cols, order);
+    linear_bytes_ += linear.bytes(), weights_->bytes += linear.bytes();
+    weights_->needs.Include(linear.needs());
+    return linear;
   }
-  void MakeEmbedding() {
+  void Surround(CudaLinear::Part& part, int64_t cols) {
+    cpu::SparseWeights sparse(cols);
+    std::mt19937 rng(3);
+    const int64_t each = cols * format_.sparse / 1000;
+    for (int64_t r = 0; r < part.rows && each > 0; ++r) {
+      // In order, and far apart as sparse values are.
+      for (int64_t i = 0; i < each; ++i) {
+        sparse.Add((i * cols + static_cast<int64_t>(rng() % cols)) / each, 0.01f);
+      }
+      sparse.EndRow();
+    }
+    CudaSurroundings::Parts parts;
+    parts.in.block = format_.rotate, parts.cols = cols;
+    parts.sparse = {&sparse}, parts.rows = {part.rows};
+    part.around = Must(CudaSurroundings::Load(parts, *loader_));
+  }
+  // fp16, 2^-7 to 2^-3.
+  static std::vector<uint8_t> RandomHalves() {
     std::mt19937 rng(2);
     std::vector<uint8_t> pattern(1 << 24);
     for (size_t i = 0; i < pattern.size(); i += 2) {
-      const uint16_t value = 0x2000 | (rng() & 0x8fff);  // fp16, 2^-7 to 2^-3
+      const uint16_t value = 0x2000 | (rng() & 0x8fff);
       std::memcpy(&pattern[i], &value, 2);
     }
+    return pattern;
+  }
+  void MakeEmbedding() {
     weights_->embedding_of.push_back(
         Must(cuda::Buffer::OnDevice(config_.vocab * config_.hidden * 2)));
-    FillWith(pattern, weights_->embedding_of.back());
+    FillWith(RandomHalves(), weights_->embedding_of.back());
     weights_->embedding.kind = cuda::EmbeddingTable::Kind::kFp16;
     weights_->embedding.values = weights_->embedding_of.back().data();
   }
 
   const ModelConfig config_;
-  const int bits_, group_;
+  const RandomFormat format_;
   std::unique_ptr<CudaWeights> weights_;
-  std::vector<uint8_t> tiles_;
+  std::unique_ptr<CudaLoader> loader_;
   int64_t linear_bytes_ = 0, block_weights_ = 0;
 };
 

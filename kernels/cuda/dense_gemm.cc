@@ -15,7 +15,7 @@ absl::Status DenseGemm::Run(const DenseGemmArgs& a) {
   call.m = a.n, call.n = a.m, call.k = a.k;
   call.a = a.weights, call.lda = a.k;
   call.b = a.x, call.ldb = a.k;
-  call.c = a.y, call.ldc = a.n;
+  call.c = a.y, call.ldc = a.y_stride == 0 ? a.n : a.y_stride;
   call.input = call.output = ElementOf(a.dtype);
   return cublas_->Gemm(call);
 }

@@ -19,9 +19,10 @@ namespace babai::cuda {
 struct DenseGemmArgs {  // device pointers, owned by the caller
   const void* x;        // [m, k] of dtype, row-major
   const void* weights;  // [n, k] of dtype, row-major
-  void* y;              // [m, n] of dtype, row-major; overwritten
+  void* y;              // [m, n] of dtype, row-major (or strided); overwritten
   int m, n, k;
   Dtype dtype;
+  int y_stride = 0;  // from a row of y to the next, in elements; 0: n
 };
 
 // For one stream.

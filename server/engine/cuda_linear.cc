@@ -19,34 +19,34 @@ constexpr int64_t kElement = 2;  // bytes of a dense weight or an activation
 
 // What a matrix becomes, the shape it then has and what will stand around it.
 struct Execution {
-  enum class Kind { kPacked, kFloats /* as stored */, kDecoded } kind = Kind::kDecoded;
+  enum class Kind { kIntegers, kTables, kFloats /* as stored */, kDecoded };
+  Kind kind = Kind::kDecoded;
   int64_t rows = 0, cols = 0;
-  LinearLayout layout;  // kPacked only, and all below
+  LinearLayout layout;  // of packed() ones only, and all below
   cuda::PackedShape shape;
   Rotation in, out;
   bool factors = false;
 
-  bool packed() const { return kind == Kind::kPacked; }
+  bool packed() const { return kind == Kind::kIntegers || kind == Kind::kTables; }
   bool bare() const {
-    return packed() && in.identity() && out.identity() && !factors && layout.sparse_entries == 0;
+    return kind == Kind::kIntegers && in.identity() && out.identity() && !factors &&
+           layout.sparse_entries == 0;
   }
 };
 
 // Whether the two can be one product.
 bool Stackable(const Execution& a, const Execution& b) {
-  if (a.packed() != b.packed() || a.cols != b.cols) return false;
+  const bool alike = a.kind == b.kind || (!a.packed() && !b.packed());
+  if (!alike || a.cols != b.cols) return false;
   if (!a.packed()) return true;
   const bool same = a.shape.bits == b.shape.bits && a.shape.group == b.shape.group &&
                     a.shape.asymmetric == b.shape.asymmetric && a.in == b.in;
   return same && a.out.identity() && b.out.identity() && !a.factors && !b.factors;
 }
 
-// The packed shape of a matrix in this layout, where the kernels have one and take what stands
-// around it.
-std::optional<cuda::PackedShape> ShapeOf(const PackedLinearView& w, const LinearLayout& layout) {
-  if (layout.dense || !CudaSurroundings::Takes(w.in, w.out, w.rows(), w.cols())) {
-    return std::nullopt;
-  }
+// The packed shape of integers in this layout, where the kernels have one.
+std::optional<cuda::PackedShape> IntegerShapeOf(const PackedLinearView& w,
+                                                const LinearLayout& layout) {
   PackedIntView like;
   if (const auto* stored = std::get_if<PackedIntView>(&w.base)) {
     like = *stored;
@@ -77,13 +77,17 @@ absl::StatusOr<Execution> ExecutionOf(const PackedModel& model, const std::strin
   execution.rows = view->rows(), execution.cols = view->cols();
   const absl::StatusOr<LinearLayout> layout = LayoutOf(*view);
   if (!layout.ok()) return DeviceRefusal(layout.status(), name);
-  if (const auto shape = ShapeOf(*view, *layout)) {
-    execution.kind = Execution::Kind::kPacked;
-    execution.layout = *layout, execution.shape = *shape;
-    execution.in = view->in, execution.out = view->out;
-    execution.factors =
-        !view->col_scales.empty() || std::holds_alternative<EntropyCodedView>(view->base);
-  }
+  if (!CudaSurroundings::Takes(view->in, view->out, view->rows(), view->cols())) return execution;
+  const auto* table = std::get_if<PackedTableView>(&view->base);
+  const bool tables = layout->dense && table != nullptr;
+  const auto shape = tables ? TableShapeOf(*table) : IntegerShapeOf(*view, *layout);
+  if (!shape) return execution;
+  execution.kind = tables ? Execution::Kind::kTables : Execution::Kind::kIntegers;
+  execution.layout = *layout, execution.shape = *shape;
+  execution.in = view->in, execution.out = view->out;
+  execution.factors =
+      !view->col_scales.empty() || std::holds_alternative<EntropyCodedView>(view->base);
+  if (tables && view->sparse) execution.layout.sparse_entries = view->sparse->entries();
   return execution;
 }
 
@@ -147,32 +151,74 @@ void Balance(IntegerLinear& linear) {
   linear.sparse.Scale(down);
 }
 
+// What a packed matrix is loaded from; the views look at what stands beside them.
+struct Source {
+  TableCodes tables;     // of kTables
+  IntegerLinear around;  // integers of the others; of all: sparse values and factors
+  PackedIntView codes;
+};
+
+absl::StatusOr<Source> SourceOf(const PackedLinearView& w, const Execution& execution) {
+  Source source;
+  if (execution.kind == Execution::Kind::kTables) {
+    absl::StatusOr<TableCodes> tables = MakeTableCodes(std::get<PackedTableView>(w.base));
+    if (!tables.ok()) return tables.status();
+    source.tables = *std::move(tables), source.codes = source.tables.pairs;
+    if (w.sparse) source.around.sparse = SparseOf(*w.sparse);
+    for (const uint16_t f : w.col_scales) source.around.col_factors.push_back(HalfToFloat(f));
+    return source;
+  }
+  absl::StatusOr<IntegerLinear> integers = MakeIntegers(w, execution.layout);
+  if (!integers.ok()) return integers.status();
+  source.around = *std::move(integers);
+  if (std::holds_alternative<EntropyCodedView>(w.base)) Balance(source.around);
+  source.codes = source.around.integers;
+  return source;
+}
+
+absl::Status LoadTables(absl::Span<const Source> sources, int64_t rows, CudaLoader& loader,
+                        cuda::Buffer* out) {
+  absl::StatusOr<cuda::Buffer> tables = cuda::Buffer::OnDevice(TableBytes(rows));
+  if (!tables.ok()) return tables.status();
+  *out = *std::move(tables);
+  uint16_t* to = out->data<uint16_t>();
+  for (const Source& source : sources) {
+    const std::vector<uint16_t>& values = source.tables.tables;
+    const absl::Status sent = loader.Copy(values.data(), values.size() * sizeof(uint16_t), to);
+    if (!sent.ok()) return sent;
+    to += values.size();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status LoadPacked(const PackedModel& model, absl::Span<const std::string> names,
                         absl::Span<const Execution> executions, CudaLinear::Order order,
                         CudaLoader& loader, CudaLinear::Part* part) {
-  std::vector<IntegerLinear> made;  // keeps what the views below look at
-  made.reserve(names.size());
+  std::vector<Source> sources;
+  sources.reserve(names.size());
   std::vector<PackedIntView> views;
   CudaSurroundings::Parts around;
   around.in = executions[0].in, around.out = executions[0].out, around.cols = executions[0].cols;
   for (size_t i = 0; i < names.size(); ++i) {
     const absl::StatusOr<PackedLinearView> view = model.LinearTensor(names[i]);
     if (!view.ok()) return view.status();
-    absl::StatusOr<IntegerLinear> integers = MakeIntegers(*view, executions[i].layout);
-    if (!integers.ok()) return integers.status();
-    made.push_back(*std::move(integers));
-    if (std::holds_alternative<EntropyCodedView>(view->base)) Balance(made.back());
-    views.push_back(made.back().integers);
-    around.sparse.push_back(&made.back().sparse);
+    absl::StatusOr<Source> source = SourceOf(*view, executions[i]);
+    if (!source.ok()) return source.status();
+    sources.push_back(*std::move(source));
+    views.push_back(sources.back().codes);
+    around.sparse.push_back(&sources.back().around.sparse);
     around.rows.push_back(executions[i].rows);
   }
-  around.factors = made[0].col_factors;
+  around.factors = sources[0].around.col_factors;
   if (order == CudaLinear::Order::kInEights) views = InEights(views[0], views[1]);
   absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(part->shape.bytes());
   if (!weights.ok()) return weights.status();
   part->weights = *std::move(weights);
-  const absl::Status repacked = loader.Repack(views, part->shape, part->weights.data());
-  if (!repacked.ok()) return repacked;
+  absl::Status loaded = loader.Repack(views, part->shape, part->weights.data());
+  if (loaded.ok() && executions[0].kind == Execution::Kind::kTables) {
+    loaded = LoadTables(sources, part->rows, loader, &part->tables);
+  }
+  if (!loaded.ok()) return loaded;
   absl::StatusOr<CudaSurroundings> surroundings = CudaSurroundings::Load(around, loader);
   if (!surroundings.ok()) return surroundings.status();
   part->around = *std::move(surroundings);
@@ -261,13 +307,17 @@ absl::StatusOr<CudaLinear> CudaLinear::Load(const PackedModel& model,
 
 int64_t CudaLinear::bytes() const {
   int64_t sum = 0;
-  for (const Part& part : parts_) sum += part.weights.bytes() + part.around.bytes();
+  for (const Part& part : parts_)
+    sum += part.weights.bytes() + part.tables.bytes() + part.around.bytes();
   return sum;
 }
 
 CudaGemmNeeds CudaLinear::needs() const {
   CudaGemmNeeds needs;
-  for (const Part& part : parts_) needs.Include({!part.packed, part.around.needs()});
+  for (const Part& part : parts_) {
+    const bool tables = part.tables.bytes() > 0;
+    needs.Include({!part.packed || tables, tables, part.around.needs()});
+  }
   return needs;
 }
 
@@ -285,10 +335,17 @@ absl::Status CudaLinear::Run(const void* x, int m, void* y, cuda::Dtype dtype,
     }
     const absl::StatusOr<const void*> inner = part.around.Before(x, m, dtype, gemms.scratch, queue);
     if (!inner.ok()) return inner.status();
-    absl::Status done =
-        cuda::PackedGemm({*inner, part.weights.data(), out, gemms.packed_workspace.data(),
-                          part.shape, m, dtype, queue.early_start, how.ends, how.turn},
-                         gemms.limits, queue.stream);
+    absl::Status done;
+    if (part.tables.bytes() > 0) {
+      const cuda::TableWeights weights = {part.weights.data<uint8_t>(),
+                                          part.tables.data<uint16_t>(), part.shape};
+      done = TableProduct({*inner, out, weights, m, dtype}, gemms.dense.get(),
+                          gemms.scratch.decoded, queue);
+    } else {
+      done = cuda::PackedGemm({*inner, part.weights.data(), out, gemms.packed_workspace.data(),
+                               part.shape, m, dtype, queue.early_start, how.ends, how.turn},
+                              gemms.limits, queue.stream);
+    }
     if (done.ok()) done = part.around.After(*inner, out, m, dtype, gemms.scratch, queue);
     if (!done.ok()) return done;
   }
@@ -306,12 +363,13 @@ absl::StatusOr<CudaLinearPlan> PlanCudaLinear(const PackedModel& model, const st
   const absl::StatusOr<Execution> execution = ExecutionOf(model, name);
   if (!execution.ok()) return execution.status();
   const Execution& e = *execution;
-  if (!e.packed()) return CudaLinearPlan{e.rows * e.cols * kElement, {true, {}}};
+  if (!e.packed()) return CudaLinearPlan{e.rows * e.cols * kElement, {true, false, {}}};
+  const bool tables = e.kind == Execution::Kind::kTables;
   const bool turns = e.factors || !e.in.identity();
   return CudaLinearPlan{
-      e.shape.bytes() +
+      e.shape.bytes() + (tables ? TableBytes(e.rows) : 0) +
           CudaSurroundings::Bytes(e.in, e.out, e.factors, e.layout.sparse_entries, e.rows, e.cols),
-      {false, {turns ? e.cols : 0, e.layout.sparse_entries > 0 ? e.cols : 0}}};
+      {tables, tables, {turns ? e.cols : 0, e.layout.sparse_entries > 0 ? e.cols : 0}}};
 }
 
 }  // namespace babai

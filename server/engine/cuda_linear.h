@@ -5,6 +5,8 @@
 //   shared table           linear_layout.h finds, where there are some and the kernels take their
 //                          group and columns; what stands around them stays around them
 //                          (cuda_surroundings.h)
+//   any other F2           4-bit codes and a table a row (cuda_tables.h), where the kernels take
+//                          its group and columns; the same around them
 //   dense                  16-bit floats
 //   anything else          16-bit floats: W of kernels/formats/packed_linear.h decoded once, what
 //                          stands around it included. Exact up to one rounding a weight; takes 16
@@ -24,6 +26,7 @@
 #include "kernels/cuda/queue.h"
 #include "server/engine/cuda_loader.h"
 #include "server/engine/cuda_surroundings.h"
+#include "server/engine/cuda_tables.h"
 #include "server/store/packed_model.h"
 
 namespace babai {
@@ -39,10 +42,11 @@ struct CudaGemms {
 // What they need for that.
 struct CudaGemmNeeds {
   bool dense = false;
+  bool decoded = false;  // CudaScratch::decoded, for many tokens
   CudaScratch::Needs scratch;
 
   void Include(const CudaGemmNeeds& other) {
-    dense |= other.dense;
+    dense |= other.dense, decoded |= other.decoded;
     scratch.Include(other.scratch);
   }
 };
@@ -53,9 +57,10 @@ class CudaLinear {
   struct Part {
     int64_t first_row = 0, rows = 0;
     bool packed = false;
-    cuda::PackedShape shape;  // packed only
-    cuda::Buffer weights;
-    CudaSurroundings around;  // packed only
+    cuda::PackedShape shape;  // packed only, and all below but weights
+    cuda::Buffer weights;     // integers, or codes of tables
+    cuda::Buffer tables;      // without bytes: integers
+    CudaSurroundings around;
   };
 
   // How matrices of a stack lie in one product: one after another; or, two of equal rows, eight
@@ -78,9 +83,10 @@ class CudaLinear {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   Order order() const { return order_; }
-  // Whether it is one product of packed weights and no more, which alone take GemmEnds.
+  // Whether it is one product of packed integers and no more, which alone take GemmEnds.
   bool takes_ends() const {
-    return parts_.size() == 1 && parts_[0].packed && parts_[0].around.none();
+    return parts_.size() == 1 && parts_[0].packed && parts_[0].tables.bytes() == 0 &&
+           parts_[0].around.none();
   }
   // Whether they may norm x. Requires takes_ends().
   bool TakesNorm(int m, const CudaGemms& gemms) const {

@@ -105,7 +105,7 @@ int64_t CudaRunner::WorkBytes(const ModelConfig& config, const RunnerOptions& op
          cuda::PackedGemmWorkspaceBytes(limits) +
          CudaScratch::TurnedBytes(needs.scratch, options.max_step_tokens) +
          CudaScratch::TransposedBytes(needs.scratch, options.max_step_tokens) +
-         (needs.dense ? cuda::DenseGemm::kWorkspaceBytes : 0);
+         (needs.decoded ? kDecodedBytes : 0) + (needs.dense ? cuda::DenseGemm::kWorkspaceBytes : 0);
 }
 
 CudaRunner::CudaRunner(const ModelConfig& config, std::unique_ptr<CudaWeights> weights,
@@ -151,6 +151,7 @@ absl::Status CudaRunner::Allocate() {
        {std::pair{cuda::PackedGemmWorkspaceBytes(*limits), &gemms_.packed_workspace},
         std::pair{CudaScratch::TurnedBytes(scratch, tokens), &gemms_.scratch.turned},
         std::pair{CudaScratch::TransposedBytes(scratch, tokens), &gemms_.scratch.transposed},
+        std::pair{weights_->needs.decoded ? kDecodedBytes : 0, &gemms_.scratch.decoded},
         std::pair{sizes.x, &work_.x}, std::pair{sizes.h, &work_.h},
         std::pair{sizes.qkv, &work_.qkv}, std::pair{sizes.attention, &work_.attention},
         std::pair{sizes.mlp, &work_.mlp}, std::pair{sizes.activated, &work_.activated},

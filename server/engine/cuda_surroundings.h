@@ -23,6 +23,7 @@ namespace babai {
 // Memory in which a runner's products keep what surroundings make of x: of all, one at a time.
 struct CudaScratch {
   cuda::Buffer turned, transposed;
+  cuda::Buffer decoded;  // kDecodedBytes of cuda_tables.h, where it is needed
 
   struct Needs {
     int64_t turned_cols = 0, transposed_cols = 0;  // the most columns of either; 0: not needed

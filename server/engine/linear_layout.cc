@@ -225,6 +225,8 @@ absl::Status SplitEntropy(const EntropyCodedView& w, const std::optional<SparseR
   return absl::OkStatus();
 }
 
+}  // namespace
+
 cpu::SparseWeights SparseOf(const SparseRowsView& s) {
   cpu::SparseWeights sparse(s.cols);
   for (int64_t r = 0; r < s.rows; ++r) {
@@ -235,8 +237,6 @@ cpu::SparseWeights SparseOf(const SparseRowsView& s) {
   }
   return sparse;
 }
-
-}  // namespace
 
 absl::StatusOr<LinearLayout> LayoutOf(const PackedLinearView& w) {
   LinearLayout layout;

@@ -46,6 +46,8 @@ struct IntegerLinear {
 // Both: DataLoss: an entropy-coded stream does not decode. InvalidArgument: more columns than
 // sparse values can name.
 absl::StatusOr<IntegerLinear> MakeIntegers(const PackedLinearView& w, const LinearLayout& layout);
+// Sparse values as they stand around any kind of integers or tables.
+cpu::SparseWeights SparseOf(const SparseRowsView& s);
 // W [rows, cols] as fp16 bit patterns.
 absl::StatusOr<std::vector<uint16_t>> MakeDense(const PackedLinearView& w);
 

@@ -1,6 +1,6 @@
 // Every stored format on the device against the product with the weight it stands for. On an
 // emulated device (tests/kernels/cuda/emulated/simt.h) too, which has no cuBLAS: without those that
-// are dense there.
+// are dense there, and tables of many tokens.
 #include "server/engine/cuda_linear.h"
 
 #include <algorithm>
@@ -24,7 +24,7 @@ using cuda::Dtype;
 
 class CudaLinearTest : public cuda::GpuTest {
  protected:
-  static constexpr int kMostTokens = 21;
+  static constexpr int kSomeTokens = 21, kMostTokens = kTablePassTokens + 1;
 
   void SetUp() override {
     GpuTest::SetUp();
@@ -38,6 +38,8 @@ class CudaLinearTest : public cuda::GpuTest {
     if (auto dense = cuda::DenseGemm::Make(stream_); dense.ok()) gemms_.dense = *std::move(dense);
     gemms_.packed_workspace =
         *cuda::Buffer::Of<uint8_t>(std::vector<uint8_t>(PackedGemmWorkspaceBytes(*limits), 0xff));
+    // Room for 64 of the rows: a matrix is decoded in two parts.
+    gemms_.scratch.decoded = *cuda::Buffer::OnDevice((64 + 1) * kCols * 2);
     linears_ = EveryKind();
     // Steps so small that 16 bits have no room for x times these; scales of rows are ones.
     linears_["tiny_steps"].base = linears_["coded"].base;
@@ -53,8 +55,10 @@ class CudaLinearTest : public cuda::GpuTest {
     model_ = *std::move(model);
   }
 
-  bool Runs(const std::string& name) const {
-    return gemms_.dense != nullptr || !PlanCudaLinear(*model_, name)->needs.dense;
+  bool Runs(const std::string& name, int m) const {
+    const CudaGemmNeeds needs = PlanCudaLinear(*model_, name)->needs;
+    const bool dense = needs.decoded ? m > kTablePassTokens : needs.dense;
+    return gemms_.dense != nullptr || !dense;
   }
 
   CudaLinear Load(const std::vector<std::string>& names, Dtype dtype) {
@@ -101,12 +105,12 @@ double Rms(const std::vector<double>& values) {
 // square of 1/sqrt(3) half ulps each.
 TEST_F(CudaLinearTest, EveryKindIsItsWeight) {
   for (const auto& [name, w] : linears_) {
-    if (!Runs(name)) continue;
     std::vector<float> weight(kRows * kCols);
     ASSERT_TRUE(DecodeWeight(w.view(), weight.data()).ok());
     for (const Dtype dtype : {Dtype::kFp16, Dtype::kBf16}) {
       const CudaLinear linear = Load({name}, dtype);
-      for (const int m : {1, 2, 3, 9, kMostTokens}) {
+      for (const int m : {1, 2, 3, 9, kSomeTokens, kMostTokens}) {
+        if (!Runs(name, m) || (m == kMostTokens && !linear.needs().decoded)) continue;
         const std::vector<uint16_t> x = cuda::Encoded(Normal(m * kCols, 8), dtype);
         const std::vector<uint16_t> y = Apply(linear, x, dtype);
         std::vector<double> want(m * kRows), off(m * kRows);
@@ -134,6 +138,7 @@ TEST_F(CudaLinearTest, StacksPartsOfDifferentKinds) {
       {"int4", "int4_full", "int4_sparse"},
       {"coded_full", "int4_full", "int4_full", "int4"},
       {"coded", "odd_full", "int4_sparse", "int4", "int4_sparse", "wide"},
+      {"row", "row", "binary", "thirds", "row_full", "int4", "row_full"},
   };
   constexpr int kTokens = 6;
   const std::vector<uint16_t> x = cuda::Encoded(Normal(kTokens * kCols, 10), Dtype::kFp16);
@@ -160,10 +165,11 @@ TEST_F(CudaLinearTest, StacksPartsOfDifferentKinds) {
   EXPECT_EQ(sparse.Output(nullptr, 1, 0).stride, 3 * kRows);
 }
 
-TEST_F(CudaLinearTest, OnlyWhatHasTablesIsDense) {
+TEST_F(CudaLinearTest, OnlyAnUnevenGroupIsDense) {
   for (const auto& [name, w] : linears_) {
-    const bool table = LayoutOf(w.view())->dense;
-    EXPECT_EQ(PlanCudaLinear(*model_, name)->needs.dense, table || name == "uneven") << name;
+    const CudaGemmNeeds needs = PlanCudaLinear(*model_, name)->needs;
+    EXPECT_EQ(needs.decoded, LayoutOf(w.view())->dense && name != "uneven") << name;
+    EXPECT_EQ(needs.dense, needs.decoded || name == "uneven") << name;
   }
 }
 
