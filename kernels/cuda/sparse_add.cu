@@ -4,12 +4,14 @@
 namespace babai::cuda {
 namespace {
 
-constexpr int kTokens = 8;  // of a lane, where there is more than one in all
+constexpr int kTokens = 8;  // of a lane, where there are many
 constexpr int kSide = 32;   // of a tile that is transposed
 constexpr int kTileThreads = 256;
-constexpr int kBlockRows = 16;  // of S, one a warp
+constexpr int kBlockRows = 16;  // of S, one a warp: also the warps of a block
 
 constexpr int RoundUp(int v, int unit) { return (v + unit - 1) / unit * unit; }
+
+// --- many tokens: x by columns
 
 // out[c][t] = x[t][c], tokens filled up with zeros.
 template <typename T>
@@ -46,7 +48,7 @@ struct Params {
 
 // A warp a row: its lanes share out the entries, and the tokens where there are many. The block's
 // sums meet in shared memory, since neighbours of y are rows.
-template <typename T, int kCount>
+template <typename T>
 __global__ void SparseAddKernel(Params p) {
   StartStep();
   SHARED_MEMORY(smem);
@@ -54,23 +56,23 @@ __global__ void SparseAddKernel(Params p) {
   constexpr int kPitch = kBlockRows + 1;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int row0 = blockIdx.x * kBlockRows, row = row0 + warp;
-  const int tokens = p.token_lanes * kCount, token0 = blockIdx.y * tokens;
-  const int mine = lane % p.token_lanes * kCount;
+  const int tokens = p.token_lanes * kTokens, token0 = blockIdx.y * tokens;
+  const int mine = lane % p.token_lanes * kTokens;
   const bool wanted = token0 + mine < p.m;
-  float sum[kCount] = {};
+  float sum[kTokens] = {};
   if (row < p.n && wanted) {
     const T* const x = static_cast<const T*>(p.x) + token0 + mine;
     const int end = p.s.row_begin[row + 1];
     for (int i = p.s.row_begin[row] + lane / p.token_lanes; i < end; i += kWarp / p.token_lanes) {
       const float value = p.s.values[i];
       const auto v =
-          *reinterpret_cast<const Tokens<T, kCount>*>(x + int64_t{p.s.columns[i]} * p.pitch);
+          *reinterpret_cast<const Tokens<T, kTokens>*>(x + int64_t{p.s.columns[i]} * p.pitch);
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) sum[j] = fmaf(value, ToFloat(v.v[j]), sum[j]);
+      for (int j = 0; j < kTokens; ++j) sum[j] = fmaf(value, ToFloat(v.v[j]), sum[j]);
     }
   }
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) {
+  for (int j = 0; j < kTokens; ++j) {
     for (int apart = kWarp / 2; apart >= p.token_lanes; apart /= 2) {
       sum[j] += __shfl_xor_sync(kAllLanes, sum[j], apart);
     }
@@ -85,24 +87,127 @@ __global__ void SparseAddKernel(Params p) {
   }
 }
 
-template <typename T>
-cudaError_t Run(const SparseAddArgs& a, const Queue& queue) {
-  Params p{a.x, a.y, a.s, a.m, a.n, /*pitch=*/1, /*token_lanes=*/1};
-  if (a.m > 1) {
-    const int padded = RoundUp(a.m, kTokens);
-    p.x = a.transposed, p.pitch = padded;
-    while (p.token_lanes < kWarp && p.token_lanes * kTokens < padded) p.token_lanes *= 2;
-    const dim3 tiles((a.k + kSide - 1) / kSide, (padded + kSide - 1) / kSide);
-    const cudaError_t done =
-        Launch(TransposeKernel<T>, tiles, kTileThreads, kSide * (kSide + 2) * sizeof(T), queue,
-               static_cast<const T*>(a.x), a.m, a.k, padded, static_cast<T*>(a.transposed));
-    if (done != cudaSuccess) return done;
+// --- few tokens: their x, whole, in shared memory
+
+constexpr int kFewTokens = 8;
+constexpr int64_t kFewXBytes = int64_t{128} << 10;  // of a block
+constexpr int kMostWarpRows = 8;
+
+struct FewParams {
+  const void* x;  // [m, k]
+  void* y;        // [m, n]
+  SparseMatrix s;
+  int m, n, k;
+  int warp_rows;  // of S, of a warp
+};
+
+// The entries of a warp's row, or the first of them, one a lane.
+struct Entry {
+  float value = 0;
+  int column = 0;
+
+  __device__ __forceinline__ void Load(const SparseMatrix& s, int at, int end) {
+    value = 0, column = 0;
+    if (at < end) value = __ldg(s.values + at), column = __ldg(s.columns + at);
   }
-  const int tokens = p.token_lanes * (a.m > 1 ? kTokens : 1);
+};
+
+// A warp has some rows, one after another; their first entries, which are constant, are read before
+// the preceding kernel's results are waited for, the next row's while one is summed up.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kBlockRows* kWarp) FewTokensKernel(FewParams p) {
+  LetNextKernelStart();
+  SHARED_MEMORY(smem);
+  T* const x = reinterpret_cast<T*>(smem);  // [kCount][k]
+  float* const sums = reinterpret_cast<float*>(smem + int64_t{kCount} * p.k * sizeof(T));
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int rows = kBlockRows * p.warp_rows, row0 = blockIdx.x * rows;
+  const int token0 = blockIdx.y * kCount, tokens = min(kCount, p.m - token0);
+  const int first = row0 + warp * p.warp_rows;
+  // Lane i: where the warp's row i begins.
+  const int bounds = __ldg(p.s.row_begin + min(first + min(lane, p.warp_rows), p.n));
+  Entry next;
+  next.Load(p.s, __shfl_sync(kAllLanes, bounds, 0) + lane, __shfl_sync(kAllLanes, bounds, 1));
+  WaitForPrecedingKernel();
+  constexpr int kPiece = 16 / sizeof(T);
+  for (int i = threadIdx.x; i < kCount * p.k / kPiece; i += kBlockRows * kWarp) {
+    const int token = i * kPiece / p.k;
+    const T* from = static_cast<const T*>(p.x) + int64_t{token0} * p.k + i * kPiece;
+    reinterpret_cast<uint4*>(x)[i] =
+        token < tokens ? *reinterpret_cast<const uint4*>(from) : uint4{};
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int r = 0; r < p.warp_rows; ++r) {
+    const int begin = __shfl_sync(kAllLanes, bounds, r);
+    const int end = __shfl_sync(kAllLanes, bounds, r + 1);
+    const int next_end = __shfl_sync(kAllLanes, bounds, min(r + 2, p.warp_rows));
+    Entry entry = next;
+    next.Load(p.s, end + lane, next_end);
+    float sum[kCount] = {};
+#pragma unroll 1
+    for (int at = begin + lane;;) {
+#pragma unroll
+      for (int t = 0; t < kCount; ++t)
+        sum[t] = fmaf(entry.value, ToFloat(x[t * p.k + entry.column]), sum[t]);
+      at += kWarp;
+      if (at - lane >= end) break;
+      entry.Load(p.s, at, end);
+    }
+#pragma unroll
+    for (int t = 0; t < kCount; ++t) {
+      sum[t] = WarpSum(sum[t]);
+      if (lane == 0) sums[t * rows + warp * p.warp_rows + r] = sum[t];
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < tokens * rows; i += kBlockRows * kWarp) {
+    const int row = row0 + i % rows;
+    if (row >= p.n) continue;
+    T* const y = static_cast<T*>(p.y) + int64_t{token0 + i / rows} * p.n + row;
+    *y = FromFloat<T>(ToFloat(*y) + sums[i]);
+  }
+}
+
+template <typename T, int kCount>
+cudaError_t LaunchFew(const SparseAddArgs& a, const Queue& queue) {
+  constexpr int kManyRows = 8192;
+  const FewParams p{a.x, a.y, a.s, a.m, a.n, a.k, a.n <= kManyRows ? 2 : kMostWarpRows};
+  const int rows = kBlockRows * p.warp_rows;
+  const dim3 grid((a.n + rows - 1) / rows, (a.m + kCount - 1) / kCount);
+  const int64_t shared = kCount * (int64_t{a.k} * sizeof(T) + int64_t{rows} * sizeof(float));
+  return Launch(FewTokensKernel<T, kCount>, grid, kBlockRows * kWarp, shared, queue, p);
+}
+
+template <typename T>
+cudaError_t RunFew(const SparseAddArgs& a, const Queue& queue) {
+  const int64_t fit = kFewXBytes / (a.k * static_cast<int64_t>(sizeof(T)));
+  if (a.m > 4 && fit >= 8) return LaunchFew<T, 8>(a, queue);
+  if (a.m > 2 && fit >= 4) return LaunchFew<T, 4>(a, queue);
+  if (a.m > 1 && fit >= 2) return LaunchFew<T, 2>(a, queue);
+  return LaunchFew<T, 1>(a, queue);
+}
+
+template <typename T>
+cudaError_t RunMany(const SparseAddArgs& a, const Queue& queue) {
+  const int padded = RoundUp(a.m, kTokens);
+  const dim3 tiles((a.k + kSide - 1) / kSide, (padded + kSide - 1) / kSide);
+  const cudaError_t done =
+      Launch(TransposeKernel<T>, tiles, kTileThreads, kSide * (kSide + 2) * sizeof(T), queue,
+             static_cast<const T*>(a.x), a.m, a.k, padded, static_cast<T*>(a.transposed));
+  if (done != cudaSuccess) return done;
+  Params p{a.transposed, a.y, a.s, a.m, a.n, padded, /*token_lanes=*/1};
+  while (p.token_lanes < kWarp && p.token_lanes * kTokens < padded) p.token_lanes *= 2;
+  const int tokens = p.token_lanes * kTokens;
   const dim3 grid((a.n + kBlockRows - 1) / kBlockRows, (a.m + tokens - 1) / tokens);
   const int64_t shared = int64_t{tokens} * (kBlockRows + 1) * static_cast<int64_t>(sizeof(float));
-  const auto kernel = a.m > 1 ? SparseAddKernel<T, kTokens> : SparseAddKernel<T, 1>;
-  return Launch(kernel, grid, kBlockRows * kWarp, shared, queue, p);
+  return Launch(SparseAddKernel<T>, grid, kBlockRows * kWarp, shared, queue, p);
+}
+
+template <typename T>
+cudaError_t Run(const SparseAddArgs& a, const Queue& queue) {
+  if (a.k % 8 != 0 || a.k > kMostSparseCols) return cudaErrorInvalidValue;
+  return a.m <= kFewTokens ? RunFew<T>(a, queue) : RunMany<T>(a, queue);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // y += x S', S sparse: the few weights that a packed matrix can not hold.
 //
 //   regime    any m
-//   roof      the entries read once; an entry's x, of eight tokens in one load, comes out of the
-//             caches
-//   limits    k at most 65536; x 16-byte aligned
+//   roof      the entries read once; their x comes from shared memory (up to eight tokens) or, of
+//             eight tokens in one load, out of the caches
+//   limits    k a multiple of 8, at most 65536; x 16-byte aligned
 //   numerics  fp32, a row's entries in a fixed order for an m, one rounding of y
 //   source    compressed sparse rows beside a packed matrix: SpQR, arXiv:2306.03078
 #pragma once
@@ -15,6 +15,8 @@
 
 namespace babai::cuda {
 
+constexpr int kMostSparseCols = 65536;
+
 struct SparseMatrix {        // device pointers
   const int32_t* row_begin;  // [n + 1], into the entries
   const uint16_t* columns;   // [entries]
@@ -23,7 +25,7 @@ struct SparseMatrix {        // device pointers
 
 struct SparseAddArgs {  // device pointers
   const void* x;        // [m, k] of dtype, row-major
-  void* transposed;     // TransposedBytes(m, k), 16-byte aligned: x by columns
+  void* transposed;     // TransposedBytes(m, k), 16-byte aligned: x by columns; or not needed
   void* y;              // [m, n] of dtype, row-major
   SparseMatrix s;
   int m, n, k;
@@ -32,7 +34,7 @@ struct SparseAddArgs {  // device pointers
 
 constexpr int64_t TransposedBytes(int64_t m, int64_t k) {
   constexpr int64_t kAtOnce = 8, kElement = 2;
-  return m == 1 ? 0 : (m + kAtOnce - 1) / kAtOnce * kAtOnce * k * kElement;
+  return m <= kAtOnce ? 0 : (m + kAtOnce - 1) / kAtOnce * kAtOnce * k * kElement;
 }
 
 cudaError_t SparseAdd(const SparseAddArgs& args, const Queue& queue);

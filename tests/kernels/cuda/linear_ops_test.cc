@@ -99,11 +99,14 @@ TEST_F(SparseAddTest, AddsToWhatIsThere) {
   for (const Dtype dtype : {Dtype::kFp16, Dtype::kBf16}) {
     for (const Case& c : {Case{1, 32, 1},
                           {37, 96, 1},
+                          {8200, 32, 3},
+                          {70, 24000, 4},
+                          {300, 256, 5},
                           {16, 64, 2},
                           {37, 96, 8},
                           {33, 160, 9},
                           {48, 32, 17},
-                          {5, 100, 70},
+                          {5, 104, 70},
                           {17, 64, 300}}) {
       const Sparse s = RandomSparse(c.n, c.k, 5);
       const std::vector<uint16_t> x = Encoded(RandomFloats(c.m * c.k, 6), dtype);
@@ -136,6 +139,14 @@ TEST_F(SparseAddTest, AddsToWhatIsThere) {
       }
     }
   }
+}
+
+TEST_F(SparseAddTest, RefusesWhatItHasNoKernelFor) {
+  const auto run = [](int k) {
+    return SparseAdd({nullptr, nullptr, nullptr, {}, 1, 16, k, Dtype::kFp16}, kQueue);
+  };
+  EXPECT_EQ(run(100), cudaErrorInvalidValue);
+  EXPECT_EQ(run(2 * kMostSparseCols), cudaErrorInvalidValue);
 }
 
 }  // namespace
