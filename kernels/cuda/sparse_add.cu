@@ -91,20 +91,18 @@ __global__ void SparseAddKernel(Params p) {
 
 constexpr int kFewTokens = 8;
 constexpr int64_t kFewXBytes = int64_t{128} << 10;  // of a block
-constexpr int kMostWarpRows = 8;
 
 struct FewParams {
   const void* x;  // [m, k]
   void* y;        // [m, n]
   SparseMatrix s;
   int m, n, k;
-  int warp_rows;  // of S, of a warp
 };
 
-// The entries of a warp's row, or the first of them, one a lane.
+// An entry of a row, one a lane; of value 0 where there is none.
 struct Entry {
-  float value = 0;
-  int column = 0;
+  float value;
+  int column;
 
   __device__ __forceinline__ void Load(const SparseMatrix& s, int at, int end) {
     value = 0, column = 0;
@@ -112,22 +110,32 @@ struct Entry {
   }
 };
 
-// A warp has some rows, one after another; their first entries, which are constant, are read before
-// the preceding kernel's results are waited for, the next row's while one is summed up.
-template <typename T, int kCount>
+// A warp has kRows rows. Entries are constant: each row's first ones are read before the preceding
+// kernel's results are waited for, and the rest brought to L2.
+template <typename T, int kCount, int kRows>
 __global__ void __launch_bounds__(kBlockRows* kWarp) FewTokensKernel(FewParams p) {
   LetNextKernelStart();
   SHARED_MEMORY(smem);
   T* const x = reinterpret_cast<T*>(smem);  // [kCount][k]
   float* const sums = reinterpret_cast<float*>(smem + int64_t{kCount} * p.k * sizeof(T));
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int rows = kBlockRows * p.warp_rows, row0 = blockIdx.x * rows;
+  constexpr int kAllRows = kBlockRows * kRows;
+  const int row0 = blockIdx.x * kAllRows, first = warp * kRows;
   const int token0 = blockIdx.y * kCount, tokens = min(kCount, p.m - token0);
-  const int first = row0 + warp * p.warp_rows;
   // Lane i: where the warp's row i begins.
-  const int bounds = __ldg(p.s.row_begin + min(first + min(lane, p.warp_rows), p.n));
-  Entry next;
-  next.Load(p.s, __shfl_sync(kAllLanes, bounds, 0) + lane, __shfl_sync(kAllLanes, bounds, 1));
+  const int bounds = __ldg(p.s.row_begin + min(row0 + first + min(lane, kRows), p.n));
+  Entry firsts[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    firsts[r].Load(p.s, __shfl_sync(kAllLanes, bounds, r) + lane,
+                   __shfl_sync(kAllLanes, bounds, r + 1));
+  }
+  constexpr int kLineEntries = 32;  // of 128 bytes of values, and of 64 of columns
+  const int last = __shfl_sync(kAllLanes, bounds, kRows);
+  for (int at = __shfl_sync(kAllLanes, bounds, 0) + lane * kLineEntries; at < last;
+       at += kWarp * kLineEntries) {
+    PrefetchToL2(p.s.values + at), PrefetchToL2(p.s.columns + at);
+  }
   WaitForPrecedingKernel();
   constexpr int kPiece = 16 / sizeof(T);
   for (int i = threadIdx.x; i < kCount * p.k / kPiece; i += kBlockRows * kWarp) {
@@ -137,46 +145,54 @@ __global__ void __launch_bounds__(kBlockRows* kWarp) FewTokensKernel(FewParams p
         token < tokens ? *reinterpret_cast<const uint4*>(from) : uint4{};
   }
   __syncthreads();
-#pragma unroll 1
-  for (int r = 0; r < p.warp_rows; ++r) {
-    const int begin = __shfl_sync(kAllLanes, bounds, r);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
     const int end = __shfl_sync(kAllLanes, bounds, r + 1);
-    const int next_end = __shfl_sync(kAllLanes, bounds, min(r + 2, p.warp_rows));
-    Entry entry = next;
-    next.Load(p.s, end + lane, next_end);
     float sum[kCount] = {};
-#pragma unroll 1
-    for (int at = begin + lane;;) {
+    const auto add = [&](const Entry& entry) {
 #pragma unroll
       for (int t = 0; t < kCount; ++t)
         sum[t] = fmaf(entry.value, ToFloat(x[t * p.k + entry.column]), sum[t]);
-      at += kWarp;
-      if (at - lane >= end) break;
-      entry.Load(p.s, at, end);
+    };
+    add(firsts[r]);
+    constexpr int kAtOnce = 4;  // under way
+#pragma unroll 1
+    for (int at = __shfl_sync(kAllLanes, bounds, r) + kWarp; at < end; at += kAtOnce * kWarp) {
+      Entry some[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) some[i].Load(p.s, at + i * kWarp + lane, end);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) add(some[i]);
     }
 #pragma unroll
     for (int t = 0; t < kCount; ++t) {
       sum[t] = WarpSum(sum[t]);
-      if (lane == 0) sums[t * rows + warp * p.warp_rows + r] = sum[t];
+      if (lane == 0) sums[t * kAllRows + first + r] = sum[t];
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < tokens * rows; i += kBlockRows * kWarp) {
-    const int row = row0 + i % rows;
+  for (int i = threadIdx.x; i < tokens * kAllRows; i += kBlockRows * kWarp) {
+    const int row = row0 + i % kAllRows;
     if (row >= p.n) continue;
-    T* const y = static_cast<T*>(p.y) + int64_t{token0 + i / rows} * p.n + row;
+    T* const y = static_cast<T*>(p.y) + int64_t{token0 + i / kAllRows} * p.n + row;
     *y = FromFloat<T>(ToFloat(*y) + sums[i]);
   }
 }
 
+template <typename T, int kCount, int kRows>
+cudaError_t LaunchRows(const SparseAddArgs& a, const Queue& queue) {
+  constexpr int kAllRows = kBlockRows * kRows;
+  const dim3 grid((a.n + kAllRows - 1) / kAllRows, (a.m + kCount - 1) / kCount);
+  const int64_t shared = kCount * (int64_t{a.k} * sizeof(T) + kAllRows * int64_t{sizeof(float)});
+  return Launch(FewTokensKernel<T, kCount, kRows>, grid, kBlockRows * kWarp, shared, queue,
+                FewParams{a.x, a.y, a.s, a.m, a.n, a.k});
+}
+
+// Few rows want all of the device, many must not read x too often.
 template <typename T, int kCount>
 cudaError_t LaunchFew(const SparseAddArgs& a, const Queue& queue) {
   constexpr int kManyRows = 8192;
-  const FewParams p{a.x, a.y, a.s, a.m, a.n, a.k, a.n <= kManyRows ? 2 : kMostWarpRows};
-  const int rows = kBlockRows * p.warp_rows;
-  const dim3 grid((a.n + rows - 1) / rows, (a.m + kCount - 1) / kCount);
-  const int64_t shared = kCount * (int64_t{a.k} * sizeof(T) + int64_t{rows} * sizeof(float));
-  return Launch(FewTokensKernel<T, kCount>, grid, kBlockRows * kWarp, shared, queue, p);
+  return a.n <= kManyRows ? LaunchRows<T, kCount, 2>(a, queue) : LaunchRows<T, kCount, 8>(a, queue);
 }
 
 template <typename T>

@@ -45,10 +45,10 @@ class CudaTest : public testing::Test {
     }
   }
   std::shared_ptr<const PackedModel> Packed(const TinyModel& tiny, int bits,
-                                            bool surrounded = false) {
-    const std::string stem = absl::StrCat(tiny.family, bits, surrounded ? "s" : "");
+                                            Around around = Around::kNothing) {
+    const std::string stem = absl::StrCat(tiny.family, bits, static_cast<int>(around));
     const auto checkpoint = OpenTiny(tiny, temp_.path() / absl::StrCat(stem, "hf"));
-    PackTiny(*checkpoint, bits, temp_.path() / "staging", temp_.path() / stem, surrounded);
+    PackTiny(*checkpoint, bits, temp_.path() / "staging", temp_.path() / stem, around);
     return *PackedModel::Open(temp_.path() / stem);
   }
 
@@ -62,8 +62,9 @@ void FeedAll(Feeder& feeder) {
   feeder.Step({40, 3, 0});
   feeder.Step({1, 50, 33});
   feeder.Step({29, 1, 1});
-  for (int i = 0; i < 20; ++i) feeder.Step({1, 1, 1});
-  for (int i = 0; i < 3; ++i) feeder.Step({0, 1, 0});
+  for (int i = 0; i < 18; ++i) feeder.Step({1, 1, 1});
+  for (int i = 0; i < 2; ++i) feeder.Step({1, 0, 1});
+  for (int i = 0; i < 5; ++i) feeder.Step({0, 1, 0});
 }
 
 Feeder FeederFor(Runner& runner, int64_t vocab) {
@@ -73,14 +74,14 @@ Feeder FeederFor(Runner& runner, int64_t vocab) {
 
 struct FamilyCase {
   std::string family;
-  int bits;                 // 0: dense weights, through cuBLAS
-  bool surrounded = false;  // by rotations, factors and sparse values
+  int bits;  // 0: dense weights, through cuBLAS
+  Around around = Around::kNothing;
 };
 
 class CudaFamilyTest : public CudaTest, public testing::WithParamInterface<FamilyCase> {
  protected:
   std::shared_ptr<const PackedModel> PackedAs(const TinyModel& tiny) {
-    return Packed(tiny, GetParam().bits, GetParam().surrounded);
+    return Packed(tiny, GetParam().bits, GetParam().around);
   }
 };
 
@@ -101,7 +102,7 @@ TEST_P(CudaFamilyTest, LogitsAreTheCpus) {
   Feeder want = FeederFor(*cpu, tiny.vocab), got = FeederFor(**cuda, tiny.vocab);
   FeedAll(want);
   FeedAll(got);
-  const double times = GetParam().surrounded ? 2 : 1;
+  const double times = GetParam().around != Around::kNothing ? 2 : 1;
   const double half_ulp = times * (packed->config().post_norms ? 0x1p-8 : 0x1p-11);
   for (int s = 0; s < 3; ++s) {
     std::vector<float> difference = want.logits(s);
@@ -139,15 +140,18 @@ std::vector<FamilyCase> AllFamilies() {
     cases.push_back({family, 4});
   }
   for (const int bits : {2, 3, 8}) cases.push_back({"llama", bits});
+  for (const char* family : {"llama", "gemma3"}) cases.push_back({family, 4, Around::kSparse});
   for (const char* family : {"llama", "gemma3", "gpt2"}) {
-    cases.push_back({family, 4, /*surrounded=*/true});
+    cases.push_back({family, 4, Around::kEverything});
   }
   return cases;
 }
 
 std::string NameOf(const testing::TestParamInfo<FamilyCase>& info) {
   return absl::StrCat(info.param.family, info.param.bits,
-                      info.param.surrounded ? "Surrounded" : "");
+                      info.param.around == Around::kNothing  ? ""
+                      : info.param.around == Around::kSparse ? "Sparse"
+                                                             : "Surrounded");
 }
 
 // An emulated device is slow.
@@ -227,7 +231,8 @@ TEST_F(CudaRunnerTest, CopiedBlocksHoldTheSame) {
 TEST_F(CudaRunnerTest, PlansTheMemoryItTakes) {
   for (const int bits : {0, 4}) {
     if (bits == 0 && !kDense) continue;
-    const std::shared_ptr<const PackedModel> packed = Packed(TinyModel(), bits, bits != 0);
+    const std::shared_ptr<const PackedModel> packed =
+        Packed(TinyModel(), bits, bits != 0 ? Around::kEverything : Around::kNothing);
     const RunnerOptions options = Options(DType::kF16);
     const auto plan = PlanCudaMemory(*packed, options);
     ASSERT_TRUE(plan.ok()) << plan.status();

@@ -57,13 +57,18 @@ std::unique_ptr<Checkpoint> OpenTiny(const TinyModel& tiny, const std::filesyste
 }
 
 void PackTiny(const Checkpoint& checkpoint, int bits, const std::filesystem::path& staging_dir,
-              const std::filesystem::path& final_dir, bool surrounded) {
+              const std::filesystem::path& final_dir, Around around) {
   auto writer = Must(PackedModelWriter::Create(staging_dir, final_dir));
   for (const TensorInfo& info : checkpoint.tensors()) {
     const std::vector<float> values = Must(checkpoint.Read(info.name));
     if (bits > 0 && IsLinear(info)) {
       PackedLinear packed{.base = Round(values, info.shape[0], info.shape[1], bits)};
-      if (surrounded && absl::StartsWith(info.name, "blocks.")) Surround(packed, bits);
+      if (absl::StartsWith(info.name, "blocks.")) {
+        if (around == Around::kEverything) Surround(packed, bits);
+        if (around == Around::kSparse) {
+          packed.sparse = RandomSparseRows(info.shape[0], info.shape[1], 40, bits);
+        }
+      }
       Must(writer->AddLinear(info.name, packed.view()));
     } else {
       Must(writer->AddDense(info.name, values, info.shape, DType::kF32));
