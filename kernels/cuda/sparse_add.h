@@ -37,6 +37,7 @@ constexpr int64_t TransposedBytes(int64_t m, int64_t k) {
   return m <= kAtOnce ? 0 : (m + kAtOnce - 1) / kAtOnce * kAtOnce * k * kElement;
 }
 
+// Enqueues and returns without waiting. cudaErrorInvalidValue: outside the limits.
 cudaError_t SparseAdd(const SparseAddArgs& args, const Queue& queue);
 
 }  // namespace babai::cuda

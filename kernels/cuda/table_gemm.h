@@ -5,10 +5,10 @@
 //             which lies as packed_layout.h says once each 16 of its columns are ordered as
 //             PlaceOfTablePair() says; its groups are half as wide. Tables [n, 16] fp16
 //   regime    TableGemm(): m in 1..16. Many tokens: TableDecode(), then a dense product
-//   roof      codes, scales and tables over memory bandwidth. Held back by lookups, 32
-//             a clock and SM, and by x from L2, which each block reads whole
-//   method    a block has 16 rows; each of its warps some of the columns, straight from memory
-//             into registers. A table of the 256 pairs of values of each row, in shared memory,
+//   roof      codes, scales and tables over memory bandwidth. Held back by lookups, 32 a clock and
+//             SM, and by x from L2, which each block reads whole
+//   method    a block has 16 rows; each of its warps some of the columns, straight from memory into
+//             registers. A table of the 256 pairs of values of each row, in shared memory,
 //             gives two weights a lookup: a word of four codes, looked up, is operand A of one
 //             mma.m16n8k16; operand B of two words is eight neighbours of a row of x
 //   limits    k a multiple of 32; groups of 32, 64, 128 or a row; fp16 or bf16 x and y
@@ -53,6 +53,7 @@ struct TableGemmArgs {  // device pointers
   Dtype dtype;
 };
 
+// Both enqueue and return without waiting. cudaErrorInvalidValue: outside the limits.
 cudaError_t TableGemm(const TableGemmArgs& args, const Queue& queue);
 
 struct TableDecodeArgs {
