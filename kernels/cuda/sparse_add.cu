@@ -46,8 +46,8 @@ struct Params {
   int token_lanes;  // of a warp: a power of two; the others of them take other entries
 };
 
-// A warp a row: its lanes share out the entries, and the tokens where there are many. The block's
-// sums meet in shared memory, since neighbours of y are rows.
+// A warp a row: its lanes share out the entries and the tokens. The block's sums meet in shared
+// memory, since neighbours of y are rows.
 template <typename T>
 __global__ void SparseAddKernel(Params p) {
   StartStep();
