@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sparse_add.h"
 
@@ -90,7 +92,8 @@ __global__ void SparseAddKernel(Params p) {
 // --- few tokens: their x, whole, in shared memory
 
 constexpr int kFewTokens = 8;
-constexpr int64_t kFewXBytes = int64_t{128} << 10;  // of a block
+constexpr int64_t kMostXBytes = int64_t{128} << 10;  // of a block: entries are read once a block
+constexpr int kMostWarpRows = 8;
 
 struct FewParams {
   const void* x;  // [m, k]
@@ -192,16 +195,24 @@ cudaError_t LaunchRows(const SparseAddArgs& a, const Queue& queue) {
 template <typename T, int kCount>
 cudaError_t LaunchFew(const SparseAddArgs& a, const Queue& queue) {
   constexpr int kManyRows = 8192;
-  return a.n <= kManyRows ? LaunchRows<T, kCount, 2>(a, queue) : LaunchRows<T, kCount, 8>(a, queue);
+  return a.n <= kManyRows ? LaunchRows<T, kCount, 2>(a, queue)
+                          : LaunchRows<T, kCount, kMostWarpRows>(a, queue);
 }
 
 template <typename T>
 cudaError_t RunFew(const SparseAddArgs& a, const Queue& queue) {
-  const int64_t fit = kFewXBytes / (a.k * static_cast<int64_t>(sizeof(T)));
+  int device = 0, shared = 0;
+  cudaError_t known = cudaGetDevice(&device);
+  if (known == cudaSuccess) {
+    known = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (known != cudaSuccess) return known;
+  constexpr int64_t kSums = kFewTokens * kBlockRows * kMostWarpRows * sizeof(float);
+  const int64_t fit = std::min(kMostXBytes, shared - kSums) / (a.k * int64_t{sizeof(T)});
   if (a.m > 4 && fit >= 8) return LaunchFew<T, 8>(a, queue);
   if (a.m > 2 && fit >= 4) return LaunchFew<T, 4>(a, queue);
   if (a.m > 1 && fit >= 2) return LaunchFew<T, 2>(a, queue);
-  return LaunchFew<T, 1>(a, queue);
+  return fit >= 1 ? LaunchFew<T, 1>(a, queue) : cudaErrorInvalidValue;
 }
 
 template <typename T>

@@ -3,7 +3,8 @@
 //   regime    any m
 //   roof      the entries read once; their x comes from shared memory (up to eight tokens) or, of
 //             eight tokens in one load, out of the caches
-//   limits    k a multiple of 8, at most 65536; x 16-byte aligned
+//   limits    k a multiple of 8, at most 65536; x of a token fits a block's shared memory; x
+//             aligned to 16 bytes
 //   numerics  fp32, a row's entries in a fixed order for an m, one rounding of y
 //   source    compressed sparse rows beside a packed matrix: SpQR, arXiv:2306.03078
 #pragma once
