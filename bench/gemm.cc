@@ -137,7 +137,7 @@ class Data {
       uint16_t* scales =
           reinterpret_cast<uint16_t*>(tiles.data() + i * tile_bytes_ + format.code_bytes());
       for (int j = 0; j < format.groups_per_tile() * kTileRows; ++j)
-        scales[j] = 0x2000 | (rng() & 0x3ff);
+        scales[j] = 0x2000 | (rng() & 0x3ff);  // 2^-7 to 2^-6
     }
     pool_ = Allocate(kPoolBytes + (int64_t{128} << 20) + tiles.size());
     for (int64_t at = 0; at < kPoolBytes + (int64_t{128} << 20); at += tiles.size()) {
@@ -197,9 +197,11 @@ double MedianUs(int reps, const std::function<void(cudaStream_t)>& enqueue) {
   return us[us.size() / 2];
 }
 
+constexpr int kScaleExponent = -6;  // of Data's
+
 PackedShape ShapeOf(const Options& o, int bits, const Linear& l) {
   if (o.tables) return TableShape(l.n, l.k, o.group);
-  return {l.n, l.k, bits, o.group, o.asymmetric};
+  return {l.n, l.k, bits, o.group, o.asymmetric, kScaleExponent};
 }
 
 class Bench {

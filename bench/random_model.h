@@ -40,6 +40,7 @@ inline void FillWith(const std::vector<uint8_t>& pattern, const cuda::Buffer& bu
 }
 
 // Random tiles with scales of 2^-11 to 2^-10: weights of some 0.003.
+constexpr int kRandomScaleExponent = -10;
 inline std::vector<uint8_t> RandomTiles(const cuda::PackedShape& shape) {
   constexpr int kTiles = 4096;
   std::mt19937 rng(1);
@@ -108,7 +109,7 @@ class RandomModel {
       part.tables = Must(cuda::Buffer::OnDevice(TableBytes(rows)));
       FillWith(RandomHalves(), part.tables);
     } else {
-      part.shape = {n, k, format_.bits, format_.group, false};
+      part.shape = {n, k, format_.bits, format_.group, false, kRandomScaleExponent};
     }
     part.weights = Must(cuda::Buffer::OnDevice(part.shape.bytes()));
     FillWith(RandomTiles(part.shape), part.weights);

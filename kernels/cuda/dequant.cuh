@@ -218,4 +218,48 @@ struct GroupScale {
   }
 };
 
+// The same for symmetric weights in fp16, with one operation for a pair instead of two. A fragment
+// holds subnormals, kUnit * r * code: scales come multiplied by 1 / (kUnit * r), and, since fp16
+// ends at 2^16, by a power of two that brings a matrix's largest just below 2^-8. Sums are to be
+// divided by it. A weight is rounded once, as above, to steps of at least 2^-24: in a group whose
+// scale is 2^-j of the largest an error of 2^(j - 16) times the scale at most.
+template <int kBits>
+struct NormedScale {
+  using F = Fragment<kBits, __half>;
+  __half2 scale, scale8, offset, offset8;
+
+  __device__ __forceinline__ void SetScales(__half2 normed) {
+    scale = __low2half2(normed), scale8 = __high2half2(normed);
+    uint32_t zeros = __byte_perm(F::kMinusZero, F::kMinusZero8, 0x5410);
+    __half2 minus_zeros;
+    __builtin_memcpy(&minus_zeros, &zeros, 4);
+    const __half2 offsets = __hmul2(normed, minus_zeros);  // exact: a power of two
+    offset = __low2half2(offsets), offset8 = __high2half2(offsets);
+  }
+  __device__ __forceinline__ void SetZeros(uint32_t, uint32_t) {}
+  static __device__ __forceinline__ uint32_t Apply(uint32_t bits, __half2 scale, __half2 offset) {
+    __half2 v;
+    __builtin_memcpy(&v, &bits, 4);
+    v = __hfma2(v, scale, offset);
+    __builtin_memcpy(&bits, &v, 4);
+    return bits;
+  }
+  template <int kStep>
+  __device__ __forceinline__ void Dequantized(uint32_t (&a)[4], const uint32_t (&w)[kBits],
+                                              uint32_t) const {
+    Dequantize<kBits, __half, kStep>(a, w, F::kExponent);
+    a[0] = Apply(a[0], scale, offset), a[1] = Apply(a[1], scale8, offset8);
+    a[2] = Apply(a[2], scale, offset), a[3] = Apply(a[3], scale8, offset8);
+  }
+};
+
+template <int kBits, typename T, bool kNormed>
+struct ScaleOf {
+  using Type = GroupScale<kBits, T>;
+};
+template <int kBits>
+struct ScaleOf<kBits, __half, true> {
+  using Type = NormedScale<kBits>;
+};
+
 }  // namespace babai::cuda

@@ -39,12 +39,17 @@ constexpr int kLanes = 32;
 
 enum class Dtype : int { kFp16 = 0, kBf16 = 1 };
 
+// A fp16 number is smaller than two to this.
+constexpr int kAnyExponent = 16;
+
 struct PackedShape {
   int n = 0;      // output features
   int k = 0;      // input features, a multiple of 32
   int bits = 0;   // 2, 3, 4, 8
   int group = 0;  // 32, 64, 128; 0: one group a row
   bool asymmetric = false;
+  // Every scale's magnitude is below 2^this; known, products of many tokens are faster.
+  int scale_exponent = kAnyExponent;
 
   constexpr int strips() const { return (n + kStripRows - 1) / kStripRows; }
   constexpr int k_tiles() const { return (k + kTileCols - 1) / kTileCols; }

@@ -1,9 +1,12 @@
 #include "kernels/cuda/repack.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "absl/status/status.h"
+#include "kernels/formats/float16.h"
 
 namespace babai::cuda {
 namespace {
@@ -76,6 +79,13 @@ absl::StatusOr<PackedShape> GpuShape(const PackedIntView& w) {
   if (w.rows > kMax || w.cols > kMax) return absl::InvalidArgumentError("the matrix is too large");
   return PackedShape{static_cast<int>(w.rows), static_cast<int>(w.cols), w.bits,
                      whole_row ? 0 : static_cast<int>(w.group), !w.symmetric()};
+}
+
+int ScaleExponent(absl::Span<const uint16_t> scales) {
+  constexpr uint16_t kMagnitude = 0x7fff, kLeast = 0x0001, kMost = 0x7bff;  // ordered as their bits
+  uint16_t largest = kLeast;
+  for (const uint16_t scale : scales) largest = std::max<uint16_t>(largest, scale & kMagnitude);
+  return std::ilogb(HalfToFloat(std::min(largest, kMost))) + 1;
 }
 
 absl::StatusOr<std::vector<uint8_t>> RepackForGpu(const PackedIntView& w) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kernels/cuda/tensor_map.h"
@@ -43,6 +44,19 @@ int64_t LastPartTiles(const PackedShape& s, const WideGemmPlan& plan) {
   return CeilDiv(std::max<int64_t>(s.k_tiles() - others, 0), plan.parts);
 }
 
+// Scales below 2^scale_exponent become those below 2^16 that NormedScale wants.
+ScaleNorm NormOf(const PackedShape& s) {
+  constexpr int kExponentBias = 15, kMantissaBits = 10, kLeast = -14;
+  if (s.scale_exponent >= kAnyExponent) return {};
+  const auto power = [](int e) {
+    return static_cast<uint32_t>(kExponentBias + e) << kMantissaBits;
+  };
+  const int exponent = std::max(s.scale_exponent, kLeast), up = 16 - exponent, first = up / 2;
+  const int row8 = s.bits == 8 ? 0 : s.bits;  // log2 of Fragment's kRow8
+  return {power(first) * 0x10001, power(up - first) | power(up - first - row8) << 16,
+          std::ldexp(1.0f, exponent + 8)};
+}
+
 WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   const PackedShape& s = a.shape;
   WideGemmParams p{};
@@ -59,6 +73,7 @@ WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   p.tile_stride = plan.clusters / plan.waves;
   p.exponent = a.dtype == Dtype::kFp16 ? GroupScale<4, __half>::kExponent
                                        : GroupScale<4, __nv_bfloat16>::kExponent;
+  p.norm = NormOf(s);
   p.reload = s.groups_per_tile(), p.asymmetric = s.asymmetric;
   while (s.group > kStepCols << p.group_shift) ++p.group_shift;
   p.zeros_offset = s.groups_per_tile() * kTileRows * 2;

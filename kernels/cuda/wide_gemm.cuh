@@ -84,7 +84,8 @@ cudaError_t LaunchWideGemmShape(const WideGemmParams& p, const CUtensorMap& x_ma
 template <int kBits, typename T>
 cudaError_t LaunchWideGemmType(const WideGemmParams& p, const CUtensorMap& x_map,
                                const WideGemmFormat& format, const cudaLaunchConfig_t& config) {
-  return p.reload <= 1 && !p.asymmetric
+  const bool bounded = !__is_same(T, __half) || p.norm.factor > 0;
+  return p.reload <= 1 && !p.asymmetric && bounded
              ? LaunchWideGemmShape<kBits, T, true>(p, x_map, format, config)
              : LaunchWideGemmShape<kBits, T, false>(p, x_map, format, config);
 }

@@ -11,8 +11,10 @@
 //             among clusters, which pass them on through the workspace in a fixed order. W is read
 //             before the preceding kernel's results are awaited.
 //   limits    sm_90a; what PackedShape allows
-//   numerics  sums are fp32; a weight is rounded to T once, as when dequantized beforehand.
-//             Deterministic for a given plan
+//   numerics  sums are fp32; a weight is rounded to T once, as when dequantized beforehand, those
+//   of
+//             symmetric fp16 ones after a power of two (dequant.cuh, NormedScale). Deterministic
+//             for a given plan
 //   source    weights as register operand of wgmma: Machete, Neural Magic 2024
 //   measured  docs/perf/cuda_gemm.md, by bench/gemm
 #pragma once

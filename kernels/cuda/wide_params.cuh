@@ -24,6 +24,13 @@ struct WideShape {
   static constexpr int kPending = kRows == 256 && kTokens == 128 ? 0 : 1;
 };
 
+// Of scales, to what NormedScale takes: times two powers of two, as pairs for rows g and g + 8;
+// what comes of it is too small by `factor`.
+struct ScaleNorm {
+  uint32_t first, second;
+  float factor;
+};
+
 // What the host works out once a launch.
 struct WideGemmParams {
   const uint8_t* weights;
@@ -39,6 +46,7 @@ struct WideGemmParams {
   int group_shift;                  // log2 of the steps of 16 columns that share one
   bool asymmetric;
   uint32_t exponent;  // GroupScale::kExponent: dequant.cuh says why it is not a constant
+  ScaleNorm norm;     // where kNormed says so
   int record_bytes, tile_bytes, zeros_offset;  // zeros_offset: of a tile's zeros behind its scales
   int64_t strip_bytes, row_scales, row_zeros;
   int stage_bytes, x_offset;  // in shared memory: of a stage, x in it

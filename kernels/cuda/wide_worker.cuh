@@ -10,11 +10,13 @@ namespace babai::cuda {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // A multiplying warp: weights scaled in registers, the 64 rows of four warps times all tokens.
-// kPlain: no zero points and at most one scale a k tile; branches for more cost 5 %.
+// kPlain: no zero points and at most one scale a k tile; branches for more cost 5 %. In fp16 the
+// bound on scales is known then.
 template <int kBits, typename T, typename Shape, bool kPlain>
 struct WideWorker : WideSums<T, Shape> {
   using Base = WideSums<T, Shape>;
-  using Scale = GroupScale<kBits, T>;
+  static constexpr bool kNormed = kPlain && __is_same(T, __half);
+  using Scale = typename ScaleOf<kBits, T, kNormed>::Type;
   using Base::p, Base::place, Base::warp, Base::lane, Base::sums, Base::kTokens;
   static constexpr int kHalfBytes = kTileRows * kHalfCols * kBits / 8;
   static constexpr int kSymmetricZero = 1 << (kBits - 1);
@@ -22,10 +24,18 @@ struct WideWorker : WideSums<T, Shape> {
   uint8_t* smem;
   uint32_t full, empty;
 
+  __device__ __forceinline__ void SetScales(Scale& s, __half2 scales) const {
+    if constexpr (kNormed) {
+      __half2 first, second;
+      __builtin_memcpy(&first, &p.norm.first, 4), __builtin_memcpy(&second, &p.norm.second, 4);
+      scales = __hmul2(__hmul2(scales, first), second);
+    }
+    s.SetScales(scales);
+  }
   __device__ __forceinline__ void Load(Scale& s, const uint8_t* scales,
                                        const uint8_t* zeros) const {
     const int g = lane / 4;
-    s.SetScales(*reinterpret_cast<const __half2*>(scales + 4 * g));
+    SetScales(s, *reinterpret_cast<const __half2*>(scales + 4 * g));
     if (kPlain || !p.asymmetric) return;
     const uchar2 z = *reinterpret_cast<const uchar2*>(zeros + 2 * g);
     s.SetZeros(z.x, z.y);
@@ -63,7 +73,7 @@ struct WideWorker : WideSums<T, Shape> {
                                            uint64_t x, Scale& scale) {
     constexpr uint64_t kNextStep = kStepCols * 2 >> 4;
     uint32_t a[kStepsPerHalf][4];
-    if (kPlain && half == 0) scale.SetScales(ahead.scales);
+    if (kPlain && half == 0) SetScales(scale, ahead.scales);
     if (!kPlain && p.reload >= (half == 0 ? 1 : 2)) LoadGroup(scale, tile, 4 * half);
     scale.template Dequantized<0>(a[0], ahead.w, p.exponent);
     scale.template Dequantized<1>(a[1], ahead.w, p.exponent);
@@ -127,6 +137,10 @@ struct WideWorker : WideSums<T, Shape> {
     WarpgroupWait<0>();
     PinRegisters(sums);
     Release(release);
+    if constexpr (kNormed) {
+#pragma unroll
+      for (int j = 0; j < Base::kSums; ++j) sums[j] *= p.norm.factor;
+    }
   }
 
   __device__ __forceinline__ void Run() {

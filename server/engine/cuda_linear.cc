@@ -1,5 +1,6 @@
 #include "server/engine/cuda_linear.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -210,6 +211,13 @@ absl::Status LoadPacked(const PackedModel& model, absl::Span<const std::string> 
     around.rows.push_back(executions[i].rows);
   }
   around.factors = sources[0].around.col_factors;
+  if (executions[0].kind == Execution::Kind::kIntegers) {
+    int exponent = cuda::ScaleExponent(views[0].scales);
+    for (const PackedIntView& w : views) {
+      exponent = std::max(exponent, cuda::ScaleExponent(w.scales));
+    }
+    part->shape.scale_exponent = exponent;
+  }
   if (order == CudaLinear::Order::kInEights) views = InEights(views[0], views[1]);
   absl::StatusOr<cuda::Buffer> weights = cuda::Buffer::OnDevice(part->shape.bytes());
   if (!weights.ok()) return weights.status();

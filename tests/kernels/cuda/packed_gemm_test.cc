@@ -22,6 +22,7 @@ struct Case {
   bool asymmetric;
   Dtype dtype;
   int m;
+  float largest_scale = kLargestScale;
 };
 
 std::vector<uint16_t> RandomActivations(int64_t size, Dtype dtype, std::mt19937& rng) {
@@ -58,7 +59,7 @@ void SetExpectations(Problem& p) {
       for (int64_t i = 0; i < c.k; ++i) {
         want += double{row[i]} * x[m * c.k + i];
         squares += std::pow(double{row[i]} * x[m * c.k + i], 2);
-        magnitude += 0.02 * 2 * top * std::abs(x[m * c.k + i]);
+        magnitude += c.largest_scale * 2 * top * std::abs(x[m * c.k + i]);
       }
       p.want[m * c.n + r] = want;
       p.bound[m * c.n + r] = half_ulp * std::abs(want) +
@@ -70,8 +71,9 @@ void SetExpectations(Problem& p) {
 
 Problem MakeProblem(const Case& c, uint32_t seed) {
   std::mt19937 rng(seed);
-  Problem p{c, RandomPacked(c.n, c.k, c.group, c.bits, c.asymmetric, rng)};
+  Problem p{c, RandomPacked(c.n, c.k, c.group, c.bits, c.asymmetric, rng, c.largest_scale)};
   p.shape = *GpuShape(p.weights.view());
+  p.shape.scale_exponent = ScaleExponent(p.weights.view().scales);
   p.x = RandomActivations(c.m * c.k, c.dtype, rng);
   SetExpectations(p);
   return p;
@@ -164,6 +166,47 @@ TEST_F(PackedGemmTest, TakesAnyShape) {
     ExpectEqual(p, Run(p));
     if (HasFatalFailure()) return;
   }
+}
+
+// Bounded they may be anything, also where fp16 weights would be rounded to nothing or infinite.
+TEST_F(PackedGemmTest, TakesScalesOfAnyMagnitude) {
+  uint32_t seed = 500;
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int64_t group : {128, 1 << 20}) {
+      for (const float largest : {0x1p-17f, 0x1p-4f, 512.0f}) {  // of weights
+        for (const int m : {20, 130}) {
+          const float scale = largest / static_cast<float>(1 << bits);
+          const Case c{200, 640, group, bits, false, Dtype::kFp16, m, scale};
+          SCOPED_TRACE(testing::Message() << Name(c) << " scale " << scale);
+          const Problem p = MakeProblem(c, ++seed);
+          ExpectEqual(p, Run(p));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// Without a bound: weights of symmetric fp16 as of other formats.
+TEST_F(PackedGemmTest, NeedsNoBoundOfScales) {
+  for (const int m : {20, 130}) {
+    Problem p = MakeProblem({200, 640, 128, 4, false, Dtype::kFp16, m}, 600 + m);
+    p.shape.scale_exponent = kAnyExponent;
+    ExpectEqual(p, Run(p));
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(ScaleExponentTest, BoundsMagnitudes) {
+  const auto exponent = [](std::vector<uint16_t> scales) { return ScaleExponent(scales); };
+  EXPECT_EQ(exponent({0x3c00}), 1);                  // 1
+  EXPECT_EQ(exponent({0x3bff}), 0);                  // just below
+  EXPECT_EQ(exponent({0x2000, 0xb800, 0x0000}), 0);  // -0.5 among smaller ones
+  EXPECT_EQ(exponent({0x7bff}), kAnyExponent);
+  EXPECT_EQ(exponent({0xfc00}), kAnyExponent);  // infinite
+  EXPECT_EQ(exponent({0x0001}), -23);
+  EXPECT_EQ(exponent({0x0000}), -23);
+  EXPECT_EQ(exponent({}), -23);
 }
 
 // What devices before Hopper get: no tiles, and less shared memory.
