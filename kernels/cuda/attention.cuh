@@ -19,17 +19,70 @@ constexpr float kMinusInfinity = -__builtin_huge_valf();
 template <int kDim>
 constexpr int kRowHalves = kDim + 8;  // of a row in shared memory
 
+// 2^v, to 2^-22 of it; 0 for what is subnormal.
+__device__ __forceinline__ float Exp2(float v) {
+#ifdef __CUDA_ARCH__
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+#else
+  return exp2f(v);
+#endif
+}
+
 __device__ __forceinline__ uint32_t PackHalves(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Scores, weights and sums of 16 rows against kKeys keys at a time.
-template <int kDim, int kKeys>
-struct RowsState {
-  float out[kDim / 8][4] = {};  // [8 features][row g: 2t, 2t + 1; row g + 8: likewise]
+// What a softmax over tiles of keys remembers of a lane's two rows.
+struct RowsSoftmax {
   float top[2] = {kMinusInfinity, kMinusInfinity};  // largest score so far, times log2(e)
   float sum[2] = {0, 0};  // of this lane's weights; of all four after Finish()
+
+  // Turns raw scores, minus infinity where masked, into weights of the tile. factor > 0: makes them
+  // scores times log2(e). keep: what earlier tiles' weights and sums are to be multiplied by.
+  template <int kEights>
+  __device__ __forceinline__ void Weigh(float (&s)[kEights][4], float factor, float (&keep)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = kMinusInfinity;
+#pragma unroll
+      for (int n = 0; n < kEights; ++n) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+      most = fmaxf(top[r], most * factor);
+      const float base = most == kMinusInfinity ? 0.0f : most;  // nothing seen yet: all weights 0
+      keep[r] = Exp2(top[r] - base);
+      top[r] = most, sum[r] *= keep[r];
+#pragma unroll
+      for (int n = 0; n < kEights; ++n) {
+        s[n][2 * r] = Exp2(fmaf(s[n][2 * r], factor, -base));
+        s[n][2 * r + 1] = Exp2(fmaf(s[n][2 * r + 1], factor, -base));
+        sum[r] += s[n][2 * r] + s[n][2 * r + 1];
+      }
+    }
+  }
+  __device__ __forceinline__ void Finish() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
+    }
+  }
+};
+
+// The weights of 16 keys, eights n and n + 1, as operand A of a product.
+template <int kEights>
+__device__ __forceinline__ void PackWeights(uint32_t (&a)[4], const float (&s)[kEights][4], int n) {
+  a[0] = PackHalves(s[n][0], s[n][1]), a[1] = PackHalves(s[n][2], s[n][3]);
+  a[2] = PackHalves(s[n + 1][0], s[n + 1][1]), a[3] = PackHalves(s[n + 1][2], s[n + 1][3]);
+}
+
+// Scores, weights and sums of 16 rows against kKeys keys at a time.
+template <int kDim, int kKeys>
+struct RowsState : RowsSoftmax {
+  float out[kDim / 8][4] = {};  // [8 features][row g: 2t, 2t + 1; row g + 8: likewise]
 
   // Scores of keys in `k`, rows of shared memory. `q`: the warp's 16 rows there.
   __device__ __forceinline__ void Scores(uint32_t q, uint32_t k, int lane,
@@ -56,31 +109,18 @@ struct RowsState {
   // s: scores times log2(e), minus infinity where masked. Adds their weights times the rows of `v`.
   __device__ __forceinline__ void Add(float (&s)[kKeys / 8][4], uint32_t v, int lane) {
     constexpr int kRowBytes = kRowHalves<kDim> * 2;
+    float keep[2];
+    Weigh(s, 1.0f, keep);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float most = top[r];
+    for (int d = 0; d < kDim / 8; ++d) {
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-      const float base = most == kMinusInfinity ? 0.0f : most;  // nothing seen yet: all weights 0
-      const float keep = exp2f(top[r] - base);
-      top[r] = most, sum[r] *= keep;
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d) out[d][2 * r] *= keep, out[d][2 * r + 1] *= keep;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-        s[n][2 * r] = exp2f(s[n][2 * r] - base), s[n][2 * r + 1] = exp2f(s[n][2 * r + 1] - base);
-        sum[r] += s[n][2 * r] + s[n][2 * r + 1];
-      }
+      for (int i = 0; i < 4; ++i) out[d][i] *= keep[i / 2];
     }
     const uint32_t v_lane = v + (lane % 16) * kRowBytes + lane / 16 * 16;
 #pragma unroll
     for (int n = 0; n < kKeys / 16; ++n) {
-      const uint32_t a[4] = {PackHalves(s[2 * n][0], s[2 * n][1]),
-                             PackHalves(s[2 * n][2], s[2 * n][3]),
-                             PackHalves(s[2 * n + 1][0], s[2 * n + 1][1]),
-                             PackHalves(s[2 * n + 1][2], s[2 * n + 1][3])};
+      uint32_t a[4];
+      PackWeights(a, s, 2 * n);
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d) {
         uint32_t b[4];
@@ -88,14 +128,6 @@ struct RowsState {
         Mma<__half>(out[2 * d], a, b[0], b[1]);
         Mma<__half>(out[2 * d + 1], a, b[2], b[3]);
       }
-    }
-  }
-
-  __device__ __forceinline__ void Finish() {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
-      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
     }
   }
 };

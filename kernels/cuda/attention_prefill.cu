@@ -1,4 +1,5 @@
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/prefill_rows.cuh"
+#include "kernels/cuda/wide_attention.h"
 
 namespace babai::cuda {
 namespace {
@@ -16,20 +17,6 @@ struct PrefillShared {
   __half q[kPrefillRows][kRowHalves<kDim>];
   __half k[kStages][kTileKeys<kDim>][kRowHalves<kDim>];
   __half v[kStages][kTileKeys<kDim>][kRowHalves<kDim>];
-};
-
-// The block's rows: pairs (token, head of the group), tokens first.
-struct Rows {
-  int group, first, count;  // of them
-  const AttentionSequence& s;
-
-  __device__ Rows(const AttentionArgs& a, const AttentionSequence& sequence, int tile)
-      : group(a.heads / a.cache.kv_heads), first(tile * kPrefillRows), s(sequence) {
-    count = min(kPrefillRows, s.rows * group - first);
-  }
-  __device__ int Token(int r) const { return (first + r) / group; }
-  __device__ int Head(int r) const { return (first + r) % group; }
-  __device__ int Position(int r) const { return s.start + Token(r); }
 };
 
 // Keys [key0, key0 + kTileKeys) to one stage; zeros outside [first, end).
@@ -55,21 +42,6 @@ __device__ __forceinline__ void CopyTile(const AttentionArgs& a, const int32_t* 
   CopyAsyncCommit();
 }
 
-// Scores of a warp's 16 rows, capped, scaled and masked. `whole`: every row sees every key.
-template <int kKeys>
-__device__ __forceinline__ void Mask(float (&s)[kKeys / 8][4], const AttentionArgs& a, int key0,
-                                     const int (&position)[2], bool whole, int lane) {
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = key0 + n * 8 + lane % 4 * 2 + i % 2, p = position[i / 2];
-      const bool seen = whole || (key <= p && (a.window == 0 || key > p - a.window));
-      s[n][i] = seen ? ScoreOf(s[n][i], a) : kMinusInfinity;
-    }
-  }
-}
-
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     PrefillKernel(AttentionArgs a, const PrefillTile* tiles) {
@@ -78,27 +50,24 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   constexpr int kKeys = kTileKeys<kDim>;
   StartStep();
   const int kv_head = blockIdx.y, dim = a.cache.head_dim;
-  const PrefillTile tile = tiles[blockIdx.x];
-  const AttentionSequence s = a.sequences[tile.sequence];
-  const Rows rows(a, s, tile.tile);
+  const PrefillRows rows(a, PrefillTileOf(tiles));
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int32_t* table = a.tables + s.table;
+  const int32_t* table = a.tables + rows.s.table;
   const int head0 = kv_head * rows.group;
 
-  // The keys that any of the rows sees.
-  const int least = rows.Position(0), most = rows.Position(rows.count - 1);
-  const int first = a.window > 0 ? max(0, least - a.window + 1) : 0, end = most + 1;
-  const int tile0 = first / kKeys, tile_end = (end + kKeys - 1) / kKeys;
+  const PrefillKeys keys(a, rows);
+  const int tile0 = keys.first / kKeys, tile_end = (keys.end + kKeys - 1) / kKeys;
   const auto copy = [&](int t) {
     const int stage = t % kStages;
-    CopyTile<kDim>(a, table, kv_head, t * kKeys, first, end, SharedAddress(shared.k[stage]),
-                   SharedAddress(shared.v[stage]));
+    CopyTile<kDim>(a, table, kv_head, t * kKeys, keys.first, keys.end,
+                   SharedAddress(shared.k[stage]), SharedAddress(shared.v[stage]));
   };
   copy(tile0);
   for (int i = 0; i < kRowsOfWarp; ++i) {
     const int r = warp * kRowsOfWarp + i;
     const T* from = nullptr;
-    if (r < rows.count) from = QueryAt<T>(a, s.first_row + rows.Token(r), head0 + rows.Head(r));
+    if (r < rows.count)
+      from = QueryAt<T>(a, rows.s.first_row + rows.Token(r), head0 + rows.Head(r));
     LoadQueryRow<T, kDim>(from, dim, shared.q[r], lane);
   }
   const int row0 = warp * kRowsOfWarp;
@@ -119,8 +88,12 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     const int stage = t % kStages, key0 = t * kKeys;
     float scores[kKeys / 8][4];
     state.Scores(q, SharedAddress(shared.k[stage]), lane, scores);
-    const bool whole = key0 + kKeys <= least + 1 && (a.window == 0 || key0 > most - a.window);
-    Mask<kKeys>(scores, a, key0, position, whole, lane);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[n][i] = ScoreOf(scores[n][i], a);
+    }
+    if (!keys.Whole(key0, kKeys, a.window)) Mask(scores, a, key0, position, lane);
     state.Add(scores, SharedAddress(shared.v[stage]), lane);
     __syncthreads();  // the stage may be overwritten
   }
@@ -132,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     if (r >= rows.count) continue;
     const float inverse = 1.0f / state.sum[half];
     T* out = static_cast<T*>(a.out) +
-             (int64_t{s.first_row + rows.Token(r)} * a.heads + head0 + rows.Head(r)) * dim;
+             (int64_t{rows.s.first_row + rows.Token(r)} * a.heads + head0 + rows.Head(r)) * dim;
 #pragma unroll
     for (int d = 0; d < kDim / 8; ++d) {
       const int at = d * 8 + lane % 4 * 2;
@@ -164,6 +137,7 @@ cudaError_t LaunchTyped(const AttentionArgs& args, const PrefillTile* tiles, int
 
 cudaError_t PrefillAttention(const AttentionArgs& args, const PrefillTile* tiles, int count,
                              const Queue& queue) {
+  if (WideAttentionTakes(args)) return WideAttention(args, tiles, count, queue);
   return args.dtype == Dtype::kFp16 ? LaunchTyped<__half>(args, tiles, count, queue)
                                     : LaunchTyped<__nv_bfloat16>(args, tiles, count, queue);
 }

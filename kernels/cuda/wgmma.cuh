@@ -21,12 +21,23 @@ __device__ __forceinline__ void TensorCopy(uint32_t dst, const CUtensorMap* map,
       : "memory");
 }
 
+// What generic accesses have written and this thread has seen is there for products too.
+__device__ __forceinline__ void ProxyFence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // Operand B at shared address `addr`: rows of 64 16-bit elements along k, 128 bytes swizzled (as a
 // TensorCopy with CU_TENSOR_MAP_SWIZZLE_128B leaves them), eight rows every 1024 bytes. Its
 // descriptor; 16 bytes further on it is larger by one.
 __device__ __forceinline__ uint64_t SwizzledOperand(uint32_t addr) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kEightRows | addr >> 4;
+}
+
+// The same bytes for WarpgroupMmaTransposed(): rows of 64 columns of B for each k, and `next` bytes
+// on those of the next 64 columns. Its descriptor; eight rows further on it is larger by 64.
+__device__ __forceinline__ uint64_t TransposedOperand(uint32_t addr, uint32_t next) {
+  return SwizzledOperand(addr) | uint64_t{next >> 4} << 16;
 }
 
 // Before the first product and after registers that products read or write were touched.
@@ -62,12 +73,14 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kSize]) {
 #define BABAI_D64(i) BABAI_D32(i), BABAI_D32(i + 32)
 #define BABAI_D96(i) BABAI_D64(i), BABAI_D32(i + 64)
 #define BABAI_D128(i) BABAI_D64(i), BABAI_D64(i + 64)
-// The accumulators come first, then four registers of A, then B: `d`, `a` and `b` name them.
-#define BABAI_WGMMA(shape, type, d_names, a_names, b_name, d_list)                      \
+// The accumulators come first, then four registers of A, then B: `d`, `a` and `b` name them. `how`:
+// whether to add to d, signs of A and B, whether B is transposed.
+#define BABAI_WGMMA_HOW(how, shape, type, d_names, a_names, b_name, ...)                \
   asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" d_names \
-               "}, {" a_names "}, " b_name ", 1, 1, 1, 0;"                              \
-               : d_list                                                                 \
+               "}, {" a_names "}, " b_name ", " how ";"                                 \
+               : __VA_ARGS__                                                            \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define BABAI_WGMMA(...) BABAI_WGMMA_HOW("1, 1, 1, 0", __VA_ARGS__)
 
 #define BABAI_D_NAMES_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define BABAI_D_NAMES_64                                                   \
@@ -128,12 +141,33 @@ __device__ __forceinline__ void WarpgroupMma(float (&d)[kTokens / 2], const uint
   }
 }
 
+// d = a * b on 64 rows x 128 x 16 in fp16; else as above.
+__device__ __forceinline__ void WarpgroupMmaAnew(float (&d)[64], const uint32_t (&a)[4],
+                                                 uint64_t b) {
+  BABAI_WGMMA_HOW("0, 1, 1, 0", "m64n128k16", "f16", BABAI_D_NAMES_128, "%64, %65, %66, %67", "%68",
+                  BABAI_D64(0));
+}
+// d += a * b on 64 rows x kCols x 16 in fp16. b: a TransposedOperand().
+template <int kCols>
+__device__ __forceinline__ void WarpgroupMmaTransposed(float (&d)[kCols / 2],
+                                                       const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (kCols == 64) {
+    BABAI_WGMMA_HOW("1, 1, 1, 1", "m64n64k16", "f16", BABAI_D_NAMES_64, "%32, %33, %34, %35", "%36",
+                    BABAI_D32(0));
+  } else {
+    static_assert(kCols == 128, "no such product");
+    BABAI_WGMMA_HOW("1, 1, 1, 1", "m64n128k16", "f16", BABAI_D_NAMES_128, "%64, %65, %66, %67",
+                    "%68", BABAI_D64(0));
+  }
+}
+
 #undef BABAI_D_NAMES_32
 #undef BABAI_D_NAMES_64
 #undef BABAI_D_NAMES_128
 #undef BABAI_D_NAMES_192
 #undef BABAI_D_NAMES_256
 #undef BABAI_WGMMA
+#undef BABAI_WGMMA_HOW
 #undef BABAI_D128
 #undef BABAI_D96
 #undef BABAI_D64

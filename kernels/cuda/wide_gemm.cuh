@@ -62,10 +62,14 @@ cudaError_t LaunchWideGemmShape(const WideGemmParams& p, const CUtensorMap& x_ma
   switch (format.tokens * 1000 + format.rows) {
     case 32'128:
       return LaunchWideGemmKernel<kBits, T, WideShape<32, 128>, kPlain>(p, x_map, config);
+    case 32'192:
+      return LaunchWideGemmKernel<kBits, T, WideShape<32, 192>, kPlain>(p, x_map, config);
     case 32'256:
       return LaunchWideGemmKernel<kBits, T, WideShape<32, 256>, kPlain>(p, x_map, config);
     case 64'128:
       return LaunchWideGemmKernel<kBits, T, WideShape<64, 128>, kPlain>(p, x_map, config);
+    case 64'192:
+      return LaunchWideGemmKernel<kBits, T, WideShape<64, 192>, kPlain>(p, x_map, config);
     case 64'256:
       return LaunchWideGemmKernel<kBits, T, WideShape<64, 256>, kPlain>(p, x_map, config);
     case 128'128:

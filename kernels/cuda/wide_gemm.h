@@ -29,7 +29,7 @@
 namespace babai::cuda {
 
 struct WideGemmPlan {
-  // Of a tile: 32, 64 or 128 by 128 or 256; 192 or 256 by 128.
+  // Of a tile: 32 or 64 by 128, 192 or 256, 128 by 128 or 256, 192 or 256 by 128.
   int tokens = 0, rows = 0;
   int parts = 0;  // of k in a cluster, a block each: 1 or 2
   // Clusters that share a tile, each with a stretch of k. With parts * waves > 1 a block has one

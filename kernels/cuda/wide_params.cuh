@@ -16,9 +16,9 @@ struct WideShape {
   static constexpr int kTokens = kTokens_, kRows = kRows_;
   static constexpr int kEights = kTokens / 8, kSums = kTokens / 2;  // of a lane
   static constexpr int kMultipliers = kRows * 2, kThreads = kMultipliers + kWideCopyWarps * kLanes;
-  // What the copying warps have given, shared out: 24 + 2 x 240 <= 3 x 168, 24 + 4 x 112 <= 5 x 96.
-  // More would wait for ever.
-  static constexpr int kRegisters = kRows == 128 ? 240 : 112;
+  // What the copying warps have given, shared out: 24 + 2 x 240 <= 3 x 168, 24 + 3 x 160 <= 4 x
+  // 128, 24 + 4 x 112 <= 5 x 96. More would wait for ever.
+  static constexpr int kRegisters = kRows == 128 ? 240 : kRows == 192 ? 160 : 112;
   // Groups of products under way while the next fragments are made; the largest tile leaves no
   // registers for it, and there the other warpgroups' products fill the time.
   static constexpr int kPending = kRows == 256 && kTokens == 128 ? 0 : 1;

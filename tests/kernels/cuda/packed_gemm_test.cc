@@ -296,8 +296,10 @@ TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
   for (const int m : {40, 270}) {
     const Problem p = MakeProblem({1200, 2080, 32, 4, true, Dtype::kFp16, m}, 17);
     for (const auto& [tokens, rows] : {std::pair{32, 128},
+                                       {32, 192},
                                        {32, 256},
                                        {64, 128},
+                                       {64, 192},
                                        {64, 256},
                                        {128, 128},
                                        {128, 256},

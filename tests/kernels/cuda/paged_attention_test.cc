@@ -166,7 +166,7 @@ TEST_P(AttentionTest, FewerSplitsGiveTheSame) {
 }
 
 TEST_P(AttentionTest, PrefillEqualsItsDefinition) {
-  const Problem problem(GetParam(), {{0, 70}, {63, 1}, {0, 1}, {200, 65}, {17, 130}});
+  const Problem problem(GetParam(), {{0, 70}, {63, 1}, {0, 1}, {200, 65}, {17, 130}, {330, 90}});
   problem.Check(problem.Run(/*prefill=*/true));
 }
 
@@ -175,7 +175,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{4, 2, 16, 0, 0, Dtype::kFp16}, Case{9, 3, 64, 0, 0, Dtype::kFp16},
                     Case{4, 4, 80, 0, 0, Dtype::kBf16}, Case{8, 2, 128, 0, 0, Dtype::kFp16},
                     Case{4, 1, 128, 50, 0, Dtype::kBf16}, Case{2, 1, 256, 150, 20, Dtype::kBf16},
-                    Case{40, 2, 72, 0, 0, Dtype::kFp16}),
+                    Case{40, 2, 72, 0, 0, Dtype::kFp16}, Case{4, 2, 128, 130, 30, Dtype::kFp16},
+                    Case{6, 2, 64, 70, 0, Dtype::kBf16}),
     [](const auto& info) {
       const Case& c = info.param;
       return "heads" + std::to_string(c.heads) + "of" + std::to_string(c.kv_heads) + "x" +

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/wide_attention.h"
 #include "kernels/cuda/wide_gemm.h"
 #include "simt.h"
 
@@ -116,6 +117,10 @@ cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
 namespace babai::cuda {
 
+bool WideAttentionTakes(const AttentionArgs&) { return false; }
+cudaError_t WideAttention(const AttentionArgs&, const PrefillTile*, int, const Queue&) {
+  return cudaErrorNotSupported;
+}
 int64_t WideGemmSharedBytes(const PackedShape&, const WideGemmPlan&) { return 0; }
 WideGemmPlan PlanWideGemm(const PackedShape&, int, int, int64_t) { return {}; }
 cudaError_t LaunchWideGemm(const WideGemmArgs&, const WideGemmPlan&, bool, cudaStream_t) {
