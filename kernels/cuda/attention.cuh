@@ -44,23 +44,51 @@ struct RowsSoftmax {
   // scores times log2(e). keep: what earlier tiles' weights and sums are to be multiplied by.
   template <int kEights>
   __device__ __forceinline__ void Weigh(float (&s)[kEights][4], float factor, float (&keep)[2]) {
+    // Few warps do this at a time: chains of dependent operations are kept short.
+    constexpr int kChains = kEights < 4 ? kEights : 4;
+    float most[2][kChains], part[2][kChains], base[2];
+#pragma unroll
+    for (int n = 0; n < kEights; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float pair = fmaxf(s[n][2 * r], s[n][2 * r + 1]);
+        most[r][n % kChains] = n < kChains ? pair : fmaxf(most[r][n % kChains], pair);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most = kMinusInfinity;
 #pragma unroll
-      for (int n = 0; n < kEights; ++n) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-      most = fmaxf(top[r], most * factor);
-      const float base = most == kMinusInfinity ? 0.0f : most;  // nothing seen yet: all weights 0
-      keep[r] = Exp2(top[r] - base);
-      top[r] = most, sum[r] *= keep[r];
+      for (int i = 1; i < kChains; ++i) most[r][0] = fmaxf(most[r][0], most[r][i]);
+    }
 #pragma unroll
-      for (int n = 0; n < kEights; ++n) {
-        s[n][2 * r] = Exp2(fmaf(s[n][2 * r], factor, -base));
-        s[n][2 * r + 1] = Exp2(fmaf(s[n][2 * r + 1], factor, -base));
-        sum[r] += s[n][2 * r] + s[n][2 * r + 1];
+    for (int step = 1; step <= 2; ++step) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        most[r][0] = fmaxf(most[r][0], __shfl_xor_sync(kAllLanes, most[r][0], step));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float now = fmaxf(top[r], most[r][0] * factor);
+      base[r] = now == kMinusInfinity ? 0.0f : now;  // nothing seen yet: all weights 0
+      keep[r] = Exp2(top[r] - base[r]);
+      top[r] = now;
+    }
+#pragma unroll
+    for (int n = 0; n < kEights; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float* const two = s[n] + 2 * r;
+        two[0] = Exp2(fmaf(two[0], factor, -base[r])),
+        two[1] = Exp2(fmaf(two[1], factor, -base[r]));
+        const float sum_of_two = two[0] + two[1];
+        part[r][n % kChains] = n < kChains ? sum_of_two : part[r][n % kChains] + sum_of_two;
       }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] *= keep[r];
+#pragma unroll
+      for (int i = 0; i < kChains; ++i) sum[r] += part[r][i];
     }
   }
   __device__ __forceinline__ void Finish() {

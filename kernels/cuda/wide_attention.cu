@@ -6,7 +6,7 @@ namespace babai::cuda {
 namespace {
 
 constexpr int kKeys = 128;                                // of a tile
-constexpr int kStages = 2;                                // tiles of keys, and of values
+constexpr int kStages = 3;                                // tiles of keys, and of values
 constexpr int kMultipliers = kPrefillRows / kRowsOfWarp;  // warps
 constexpr int kCopiers = 128;                             // threads
 constexpr int kThreads = kMultipliers * kWarp + kCopiers;
@@ -52,37 +52,50 @@ struct WideCopier {
   const int32_t* table;
   int kv_head, thread;
 
-  // Where tile t's keys, which begin at key0, are. A third tile's places are found while a slow
-  // thread may still copy the values of the first.
-  __device__ void Find(int t, int key0, const PrefillKeys& keys) const {
+  // The block of this thread's key of the tile from key0 on; 0 if there is none.
+  __device__ int32_t BlockOf(int key0, const PrefillKeys& keys) const {
+    const int key = key0 + thread;
+    return key >= keys.first && key < keys.end ? table[key / a.cache.block_size] : 0;
+  }
+  // Tells all threads where tile t's keys are. A third tile's places are found while a slow thread
+  // may still copy the values of the first.
+  __device__ void Find(int t, int key0, int32_t block, const PrefillKeys& keys) const {
     const int key = key0 + thread, size = a.cache.block_size;
-    int32_t place = -1;
-    if (key >= keys.first && key < keys.end) {
-      const int64_t slot = int64_t{table[key / size]} * size + key % size;
-      place = static_cast<int32_t>(a.cache.RowAt(slot, kv_head) / 8);
-    }
-    places[t % kFound * kKeys + thread] = place;
+    const int64_t slot = int64_t{block} * size + key % size;
+    const bool there = key >= keys.first && key < keys.end;
+    places[t % kFound * kKeys + thread] =
+        there ? static_cast<int32_t>(a.cache.RowAt(slot, kv_head) / 8) : -1;
     asm volatile("bar.sync 1, %0;" ::"n"(kCopiers) : "memory");
   }
   __device__ void Copy(int t, const __half* from, uint32_t to, uint32_t full) const {
-    const int piece = thread % kPieces, pieces = a.cache.stride() / 8;
-    const uint32_t box = to + piece / 8 * kBoxBytes;
+    constexpr int kRows = kKeys * kPieces / kCopiers, kNextRow = kCopiers / kPieces;
+    static_assert(kNextRow % 8 == 0, "all of a thread's rows are swizzled alike");
+    const int piece = thread % kPieces, row0 = thread / kPieces;
+    const bool inside = piece < a.cache.stride() / 8;
+    int32_t mine[kRows];  // read at once: copies are not moved across reads
 #pragma unroll
-    for (int i = 0; i < kKeys * kPieces / kCopiers; ++i) {
-      const int row = i * (kCopiers / kPieces) + thread / kPieces;
-      const int32_t place = places[t % kFound * kKeys + row];
-      const bool valid = place >= 0 && piece < pieces;
-      const __half* source = from + (valid ? int64_t{place + piece} * 8 : 0);
-      CopyAsync16OrZero(box + row * 128 + ((piece % 8 ^ row % 8) << 4), source, valid);
+    for (int i = 0; i < kRows; ++i) mine[i] = places[t % kFound * kKeys + i * kNextRow + row0];
+    to += piece / 8 * kBoxBytes + row0 * 128 + ((piece % 8 ^ row0 % 8) << 4);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const bool valid = inside && mine[i] >= 0;
+      const __half* source = from + (valid ? int64_t{mine[i] + piece} * 8 : 0);
+      CopyAsync16OrZero(to + i * kNextRow * 128, source, valid);
     }
     CopyAsyncArrive(full);
   }
+  // The queries are there: what fills the ring would hold them up.
+  static __device__ void Meet() { asm volatile("bar.sync 4, %0;" ::"n"(kThreads) : "memory"); }
   // Values come a tile behind keys, as they are needed.
   __device__ void Run(int tile0, int count, const PrefillKeys& keys) const {
+    int32_t block = BlockOf(tile0 * kKeys, keys);
 #pragma unroll 1
     for (int t = 0; t <= count; ++t) {
       if (t < count) {
-        Find(t, (tile0 + t) * kKeys, keys);
+        const int key0 = (tile0 + t) * kKeys;
+        Find(t, key0, block, keys);
+        block = BlockOf(key0 + kKeys, keys);  // there when it is needed
+        if (t == 1) Meet();
         if (t >= kStages) BarrierWait(ring.KeysEmpty(t), ring.Parity(t) ^ 1);
         Copy(t, a.cache.k, ring.Keys(t), ring.KeysFull(t));
       }
@@ -137,15 +150,29 @@ struct WideRows : RowsSoftmax {
       for (int i = 0; i < kDim / 8; ++i) {
         const int at = i * 8 + col;
         uint32_t pair = 0;
-        if (there && at < dim) {
-          T two[2];
-          const uint32_t bits = *reinterpret_cast<const uint32_t*>(from + at);
-          __builtin_memcpy(two, &bits, 4);
-          pair = PackHalves(ToFloat(two[0]), ToFloat(two[1]));
-        }
+        if (there && at < dim) pair = *reinterpret_cast<const uint32_t*>(from + at);
         q[i / 2][i % 2 * 2 + half] = pair;
       }
     }
+    // Only now, lest one load waits for another's conversion.
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        T two[2];
+        __builtin_memcpy(two, &q[d][i], 4);
+        if (!__is_same(T, __half)) q[d][i] = PackHalves(ToFloat(two[0]), ToFloat(two[1]));
+      }
+    }
+  }
+  // Tells those that copy.
+  __device__ void QueriesAreThere() {
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) q[d][i] = Opaque(q[d][i]);
+    }
+    asm volatile("bar.arrive 4, %0;" ::"n"(kThreads) : "memory");
   }
   __device__ void StartScores(int t) {
     BarrierWait(ring.KeysFull(t), ring.Parity(t));
@@ -179,6 +206,13 @@ struct WideRows : RowsSoftmax {
     __syncwarp();
     if (lane == 0) BarrierArrive(empty);
   }
+  // Warpgroups take turns: one's softmax while the other's products run.
+  static __device__ void AwaitTurn(bool first) {
+    asm volatile("bar.sync %0, %1;" ::"r"(first ? 2 : 3), "n"(kMultipliers * kWarp) : "memory");
+  }
+  static __device__ void PassTurn(bool first) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(first ? 3 : 2), "n"(kMultipliers * kWarp) : "memory");
+  }
   // The weights of tile t from its scores; keep: see Weigh().
   __device__ void Soften(int key0, float (&keep)[2]) {
     float factor = a.scale * kLog2E;
@@ -199,6 +233,8 @@ struct WideRows : RowsSoftmax {
     float keep[2];
 #pragma unroll
     for (float& v : out) v = 0;
+    const bool first = row0 < kPrefillRows / 2;
+    if (!first && count > 1) PassTurn(first);
     StartScores(0);
     WarpgroupWait<0>();
     PinRegisters(s);
@@ -207,8 +243,10 @@ struct WideRows : RowsSoftmax {
     PackAllWeights();
 #pragma unroll 1
     for (int t = 0; t + 1 < count; ++t) {
+      AwaitTurn(first);
       StartScores(t + 1);
       StartSums(t);
+      if (first || t + 2 < count) PassTurn(first);
       WarpgroupWait<1>();
       PinRegisters(s);
       Release(ring.KeysEmpty(t + 1));
@@ -282,6 +320,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     TakeRegisters<kMultiplierRegisters>();
     WideRows<T, kDim> own(a, ring, rows, keys, kv_head * rows.group, warp, lane);
     own.LoadQueries();
+    if (count > 1) own.QueriesAreThere();
     own.Run(tile0, count);
     own.Store();
   }

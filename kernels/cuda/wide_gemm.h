@@ -13,7 +13,7 @@
 //   limits    sm_90a; what PackedShape allows
 //   numerics  sums are fp32; a weight is rounded to T once, as when dequantized beforehand, those
 //   of
-//             symmetric fp16 ones after a power of two (dequant.cuh, NormedScale). Deterministic
+//             symmetric fp16 ones after a power of two (scaled_weights.cuh, NormedScale). Deterministic
 //             for a given plan
 //   source    weights as register operand of wgmma: Machete, Neural Magic 2024
 //   measured  docs/perf/cuda_gemm.md, by bench/gemm

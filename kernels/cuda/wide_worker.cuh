@@ -1,7 +1,7 @@
 // The products of wide_gemm.h's kernel.
 #pragma once
 
-#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/scaled_weights.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/cuda/wide_sums.cuh"
 
