@@ -162,7 +162,7 @@ struct RowsState : RowsSoftmax {
 
 // A raw q.k as the score that the softmax of base 2 takes.
 __device__ __forceinline__ float ScoreOf(float raw, const AttentionArgs& a) {
-  if (a.softcap > 0) return a.softcap * tanhf(raw * a.scale / a.softcap) * kLog2E;
+  if (a.softcap > 0) return a.softcap * tanhf(raw * (a.scale / a.softcap)) * kLog2E;
   return raw * (a.scale * kLog2E);
 }
 

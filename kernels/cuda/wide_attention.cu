@@ -251,6 +251,10 @@ struct WideRows : RowsSoftmax {
       PinRegisters(s);
       Release(ring.KeysEmpty(t + 1));
       Soften((tile0 + t + 1) * kKeys, keep);
+      PinRegisters(s);
+      // Here, for the compiler would have the softmax wait for the sums too if no branch were
+      // between them.
+      if (t + 2 < count) BarrierWait(ring.KeysFull(t + 2), ring.Parity(t + 2));
       WarpgroupWait<0>();
       PinRegisters(out);
       Release(ring.ValuesEmpty(t));
