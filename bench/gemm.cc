@@ -4,7 +4,7 @@
 //        [--plan blocks,stages,shared_bytes]     one plan for all four linears, of stream_gemm.h
 //        [--slice blocks,team,warps,ahead,x_tiles,shared_bytes] likewise, of slice_gemm.h
 //        [--tables]      4-bit codes and a table a row instead, table_gemm.h: up to 16 tokens
-//        [--wide tokens,rows,parts,waves,unit_tiles,stages,clusters] likewise, of wide_gemm.h
+//        [--wide tokens,rows,parts,unit_tiles,stages,clusters,shared] likewise, of wide_gemm.h
 //
 // The four linears of a Llama-3-8B block in their order, as a CUDA graph of 160 launches over
 // weights that rotate through 512 MB, so that none comes from the 60 MB of L2; medians of graph
@@ -108,7 +108,7 @@ Options Parse(int argc, char** argv) {
       if (v.size() == 6) o.slice = {v[0], v[1], v[2], v[3], v[4], v[5]};
     } else if (flag == "--wide") {
       const std::vector<int> v = ParseList(value());
-      if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
+      if (v.size() == 7) o.wide = {v[0], v[1], v[2], v[3], v[4], v[5], v[6] != 0};
     } else {
       std::fprintf(stderr, "gemm: unknown %s; see the head of bench/gemm.cc\n", flag.c_str());
       std::exit(2);

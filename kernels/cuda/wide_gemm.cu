@@ -32,16 +32,11 @@ int64_t StageBytes(const PackedShape& s, const WideGemmPlan& plan) {
 int64_t Tiles(const PackedShape& s, int m, const WideGemmPlan& plan) {
   return CeilDiv(s.n, plan.rows) * CeilDiv(m, plan.tokens);
 }
-// k tiles of a part: the last wave, which adds up what the others have left, has more to do
-// meanwhile.
-int64_t PartTiles(const PackedShape& s, const WideGemmPlan& plan) {
-  constexpr int64_t kLead = 3;  // 0 to 6 differ by 2 %
-  if (plan.waves == 1) return 0;
-  return std::max<int64_t>((s.k_tiles() / plan.parts - kLead) / plan.waves, 1);
-}
-int64_t LastPartTiles(const PackedShape& s, const WideGemmPlan& plan) {
-  const int64_t others = (plan.waves - 1) * plan.parts * PartTiles(s, plan);
-  return CeilDiv(std::max<int64_t>(s.k_tiles() - others, 0), plan.parts);
+// Tiles that a cluster has to itself. Where tiles are shared, so is one of each cluster's, lest all
+// pieces of a tile end at once.
+int64_t Rounds(int64_t tiles, const WideGemmPlan& plan) {
+  return plan.shared ? std::max<int64_t>(tiles / plan.clusters - 1, 0)
+                     : CeilDiv(tiles, plan.clusters);
 }
 
 // Scales below 2^scale_exponent become those below 2^16 that NormedScale wants.
@@ -57,20 +52,26 @@ ScaleNorm NormOf(const PackedShape& s) {
           std::ldexp(1.0f, exponent + 8)};
 }
 
+Divisor DivisorOf(int64_t by) {
+  return {static_cast<uint32_t>(by), static_cast<uint32_t>(((int64_t{1} << 32) + by - 1) / by)};
+}
+
 WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   const PackedShape& s = a.shape;
   WideGemmParams p{};
   p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y, p.ends = a.ends;
   p.workspace = static_cast<uint32_t*>(a.workspace);
   p.m = a.m, p.n = s.n;
-  p.token_tiles = static_cast<int>(CeilDiv(a.m, plan.tokens));
-  p.tiles = static_cast<int>(Tiles(s, a.m, plan));
-  p.strips = s.strips(), p.k_tiles = s.k_tiles();
-  p.unit_tiles = plan.unit_tiles, p.stages = plan.stages;
-  p.parts = plan.parts, p.waves = plan.waves;
-  p.part_tiles = static_cast<int>(PartTiles(s, plan));
-  p.last_part_tiles = static_cast<int>(LastPartTiles(s, plan));
-  p.tile_stride = plan.clusters / plan.waves;
+  p.strips = s.strips(), p.k_tiles = s.k_tiles(), p.stages = plan.stages;
+  while (1 << p.unit_shift < plan.unit_tiles) ++p.unit_shift;
+  const int64_t tiles = Tiles(s, a.m, plan), rounds = Rounds(tiles, plan);
+  p.clusters = plan.clusters, p.parts = plan.parts;
+  const bool whole = plan.shared || tiles % plan.clusters == 0;
+  p.rounds = static_cast<int>(rounds);
+  p.short_from = whole ? plan.clusters : static_cast<int>(tiles % plan.clusters);
+  if (plan.shared)
+    p.share = CeilDiv((tiles - rounds * plan.clusters) * s.k_tiles() << 32, plan.clusters);
+  p.by_k_tiles = DivisorOf(s.k_tiles()), p.by_token_tiles = DivisorOf(CeilDiv(a.m, plan.tokens));
   p.exponent = a.dtype == Dtype::kFp16 ? GroupScale<4, __half>::kExponent
                                        : GroupScale<4, __nv_bfloat16>::kExponent;
   p.norm = NormOf(s);
@@ -100,12 +101,21 @@ constexpr int kGoodStages = 3;
 // What a launch takes with this plan, as measured on an H200: what comes before and after the
 // products grows with the tile, and so does adding up. With two stages the products wait (W8).
 double EstimatedUs(const PackedShape& s, int m, const WideGemmPlan& plan, double us) {
-  const double sums = static_cast<double>(plan.rows) * plan.tokens;
-  const double rounds = static_cast<double>(CeilDiv(Tiles(s, m, plan) * plan.waves, plan.clusters));
+  const double sums = static_cast<double>(plan.rows) * plan.tokens, add = 0.3 + 3e-5 * sums;
+  const int64_t tiles = Tiles(s, m, plan), rounds = Rounds(tiles, plan);
   if (plan.stages < kGoodStages) us *= 1.25;
-  double total = 2.0 + 6e-5 * sums + rounds * us * static_cast<double>(LastPartTiles(s, plan));
-  if (plan.parts > 1) total += 0.3 + 3e-5 * sums;
-  return total + (plan.waves - 1) * (0.3 + 3e-5 * sums);
+  int64_t k_tiles = rounds * s.k_tiles();
+  double total = 2.0 + 6e-5 * sums;
+  if (plan.shared) {
+    const int64_t shared = tiles - rounds * plan.clusters;
+    k_tiles += CeilDiv(shared * s.k_tiles(), plan.clusters);
+    // Nobody leaves more than one piece and has another one behind it where the tiles' pieces are
+    // the clusters'.
+    total += plan.clusters % shared == 0 ? add * static_cast<double>(plan.clusters / shared - 1)
+                                         : 3.0 + 3e-4 * sums;
+  }
+  if (plan.parts > 1) total += add;
+  return total + us * static_cast<double>(CeilDiv(k_tiles, plan.parts));
 }
 
 // Units as large as leave enough stages, and as many stages as fit.
@@ -123,22 +133,23 @@ int64_t WideGemmSharedBytes(const PackedShape& shape, const WideGemmPlan& plan) 
 }
 
 WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shared_bytes) {
-  constexpr int kMaxWaves = 4;
+  constexpr int kMostPieces = 4;  // of a tile
   WideGemmPlan best;
   double best_us = std::numeric_limits<double>::infinity();
   for (const TileKind& kind : kTileKinds) {
     WideGemmPlan plan{kind.tokens, kind.rows};
     DivideShared(shape, shared_bytes, &plan);
-    const int64_t tiles = Tiles(shape, m, plan);
-    for (const int parts : {1, 2}) {
-      for (int waves = 1; waves <= kMaxWaves; ++waves) {
-        const int64_t room = sms / parts / waves;
-        if (parts * waves > 1 && (tiles > room || parts * waves > shape.k_tiles())) continue;
-        plan.parts = parts, plan.waves = waves;
-        plan.clusters = static_cast<int>(std::min(tiles, room) * waves);
-        const double us = EstimatedUs(shape, m, plan, kind.us);
-        if (us < best_us) best = plan, best_us = us;
-      }
+    const int tiles = static_cast<int>(Tiles(shape, m, plan));
+    const auto consider = [&](int parts, int clusters, bool shared) {
+      if (clusters * parts > sms) return;
+      plan.parts = parts, plan.clusters = clusters, plan.shared = shared;
+      const double us = EstimatedUs(shape, m, plan, kind.us);
+      if (us < best_us) best = plan, best_us = us;
+    };
+    consider(1, std::min(tiles, sms), false);
+    if (tiles % sms != 0 && tiles * shape.k_tiles() >= sms) consider(1, sms, true);
+    for (int pieces = 1; pieces <= std::min(kMostPieces, shape.k_tiles() / 2); ++pieces) {
+      for (const int parts : {1, 2}) consider(parts, tiles * pieces, pieces > 1);
     }
   }
   return best;
@@ -146,6 +157,12 @@ WideGemmPlan PlanWideGemm(const PackedShape& shape, int m, int sms, int64_t shar
 
 cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, bool early_start,
                            cudaStream_t stream) {
+  const int64_t tiles = Tiles(args.shape, args.m, plan);
+  const bool divides =
+      plan.shared ? plan.clusters <= tiles * args.shape.k_tiles() : plan.clusters <= tiles;
+  // The two blocks of a cluster can meet once.
+  const bool meets_once = plan.clusters == tiles || (plan.shared && plan.clusters % tiles == 0);
+  if (!divides || (plan.parts > 1 && !meets_once)) return cudaErrorInvalidValue;
   const WideGemmParams p = MakeParams(args, plan);
   CUtensorMap x_map;
   if (const cudaError_t made =

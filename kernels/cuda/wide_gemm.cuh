@@ -23,16 +23,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == p.stages) BarrierInit(empty + p.stages * 8, 1);
   BarrierInitFence();
   __syncthreads();
-  const WidePlace place(p);
   if (warp >= kWorkers) {
     GiveRegisters<24>();
     if (lane != 0) return;
-    const WideCopier<Shape> copier{p, place, full + kWideRing, full, empty};
+    const WideCopier<Shape> copier{p, full + kWideRing, full, empty};
     if (warp == kWorkers) copier.CopyWeights();
     if (warp == kWorkers + 1) copier.CopyX(&x_map);
   } else {
     TakeRegisters<Shape::kRegisters>();
-    WideWorker<kBits, T, Shape, kPlain> worker{{p, place, warp, lane}, smem, full, empty};
+    WideWorker<kBits, T, Shape, kPlain> worker{{p, warp, lane}, smem, full, empty};
     worker.Run();
   }
 #else

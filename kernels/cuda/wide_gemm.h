@@ -6,16 +6,16 @@
 //   method    a block has a tile of rows of W x tokens at a time, in sizes that PlanWideGemm()
 //             picks. Weights become fp16 or bf16 in registers, as operand A of wgmma; the next
 //             fragments are made while the last products run. Two threads feed a ring of (records
-//             of W, block of x). Where there are fewer tiles than SMs, k is split: between the two
-//             blocks of a cluster, which exchange halves of their sums through shared memory, and
-//             among clusters, which pass them on through the workspace in a fixed order. W is read
-//             before the preceding kernel's results are awaited.
+//             of W, block of x). Tiles that do not come out even may be shared in stretches of k:
+//             sums are passed on through the workspace in a fixed order. With few tiles k is also
+//             split between the two blocks of a cluster, which exchange halves of their sums
+//             through shared memory. W is read before the preceding kernel's results are awaited.
 //   limits    sm_90a; what PackedShape allows
 //   numerics  sums are fp32; a weight is rounded to T once, as when dequantized beforehand, those
-//   of
-//             symmetric fp16 ones after a power of two (scaled_weights.cuh, NormedScale). Deterministic
-//             for a given plan
-//   source    weights as register operand of wgmma: Machete, Neural Magic 2024
+//             of symmetric fp16 ones after a power of two (scaled_weights.cuh, NormedScale).
+//             Deterministic for a given plan
+//   source    weights as register operand of wgmma: Machete, Neural Magic 2024; shared tiles:
+//             Stream-K, Osama et al. 2023, arXiv:2301.03598
 //   measured  docs/perf/cuda_gemm.md, by bench/gemm
 #pragma once
 
@@ -31,13 +31,14 @@ namespace babai::cuda {
 struct WideGemmPlan {
   // Of a tile: 32 or 64 by 128, 192 or 256, 128 by 128 or 256, 192 or 256 by 128.
   int tokens = 0, rows = 0;
-  int parts = 0;  // of k in a cluster, a block each: 1 or 2
-  // Clusters that share a tile, each with a stretch of k. With parts * waves > 1 a block has one
-  // tile at most.
-  int waves = 0;
-  int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds
+  int parts = 0;       // of k in a cluster, a block each: 1 or 2
+  int unit_tiles = 0;  // k tiles (128 columns) that a stage of the ring holds: 1, 2 or 4
   int stages = 0;
-  int clusters = 0;  // a multiple of waves
+  int clusters = 0;
+  // false: each cluster has whole tiles, and there are at least as many. true: after those, the
+  // clusters have equal stretches of the k tiles of all the others. With two parts a cluster has
+  // one piece of one tile: clusters are a multiple of tiles.
+  bool shared = false;
 };
 
 struct WideGemmArgs {

@@ -18,17 +18,12 @@ struct WideSums {
   static constexpr int kEights = Shape::kEights, kSums = Shape::kSums;
 
   const WideGemmParams& p;
-  const WidePlace& place;
   int warp, lane;  // warp: of the multiplying ones
   float sums[kSums];
 
   // Of the matrix's 16-row tiles, this warp's.
-  __device__ __forceinline__ int Tile16(int tile) const {
-    const int row_tile = p.token_tiles == 1 ? tile : tile / p.token_tiles;
-    return row_tile * (Shape::kRows / kTileRows) + warp;
-  }
-  __device__ __forceinline__ int Token0(int tile) const {
-    return p.token_tiles == 1 ? 0 : tile % p.token_tiles * kTokens;
+  __device__ __forceinline__ int Tile16(const WidePiece& piece) const {
+    return piece.row_tile * (Shape::kRows / kTileRows) + warp;
   }
 
   // --- adding up
@@ -37,8 +32,8 @@ struct WideSums {
   // half.
   // Worked on side by side; Eights() is a multiple.
   static constexpr int kAtOnce = kEights <= 16 ? kEights / 2 : kEights / 4;
-  __device__ __forceinline__ int Eights() const { return kEights / p.parts; }
-  __device__ __forceinline__ int FirstEight() const { return place.part * Eights(); }
+  __device__ __forceinline__ int Eights() const { return kEights >> (p.parts - 1); }
+  __device__ __forceinline__ int FirstEight() const { return p.Part() * Eights(); }
 
   // Of a cluster's two blocks, each gets the other's sums of one half of the tokens. `mail`: where
   // in shared memory, nobody's any more when both are here; `bar`: counts what arrives.
@@ -46,8 +41,8 @@ struct WideSums {
     constexpr int kHalf = kSums / 2, kNext = Shape::kMultipliers * 16;
     if (threadIdx.x == 0) BarrierArriveExpect(bar, kEights / 2 * kNext);
     ClusterMeet();
-    const bool second = place.part != 0;
-    const uint32_t other = place.part ^ 1;
+    const bool second = p.Part() != 0;
+    const uint32_t other = p.Part() ^ 1;
     const uint32_t to = ClusterAddress(mail + threadIdx.x * 16, other);
     const uint32_t its_bar = ClusterAddress(bar, other);
 #pragma unroll
@@ -69,15 +64,15 @@ struct WideSums {
     }
   }
 
-  // The sums of this block's counterpart `waves` clusters before it in the workspace: for each
-  // eight tokens, the threads side by side.
-  __device__ __forceinline__ uint32_t* Partial(int waves) const {
-    const int64_t block = static_cast<int>(blockIdx.x) - waves * p.parts;
-    return p.workspace + block * (Shape::kRows * kTokens / p.parts) + threadIdx.x * 4;
+  // The sums that this block's counterpart in a cluster leaves in the workspace: for each eight
+  // tokens, the threads side by side.
+  __device__ __forceinline__ uint32_t* Partial(int cluster) const {
+    const int64_t block = cluster * p.parts + p.Part();
+    return p.workspace + block * (Shape::kRows * kTokens >> (p.parts - 1)) + threadIdx.x * 4;
   }
   static constexpr int kNextEight = Shape::kMultipliers * 4;  // words
   __device__ __forceinline__ void StorePartial() const {
-    uint32_t* to = Partial(0);
+    uint32_t* to = Partial(p.Cluster());
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       if (e >= Eights()) break;
@@ -86,8 +81,8 @@ struct WideSums {
     }
   }
   // A block never waits for a later one, which might not run yet.
-  __device__ __forceinline__ void AddPartial(int waves) {
-    uint32_t* from = Partial(waves);
+  __device__ __forceinline__ void AddPartial(int cluster) {
+    uint32_t* from = Partial(cluster);
 #pragma unroll
     for (int e = 0; e < kEights; e += kAtOnce, from += kAtOnce * kNextEight) {
       if (e >= Eights()) break;
@@ -158,8 +153,9 @@ struct WideSums {
       if (token + e * 8 < p.m) *reinterpret_cast<uint32_t*>(to) = pair;
     }
   }
-  __device__ __forceinline__ void Store(int tile) const {
-    const int token0 = Token0(tile) + FirstEight() * 8, row0 = Tile16(tile) * kTileRows;
+  __device__ __forceinline__ void Store(const WidePiece& piece) const {
+    const int token0 = piece.token_tile * kTokens + FirstEight() * 8;
+    const int row0 = Tile16(piece) * kTileRows;
     if (row0 >= p.n) return;
     if (p.ends.output == GemmOutput::kGate) {
       StoreGated(token0, row0);

@@ -17,7 +17,7 @@ struct WideWorker : WideSums<T, Shape> {
   using Base = WideSums<T, Shape>;
   static constexpr bool kNormed = kPlain && __is_same(T, __half);
   using Scale = typename ScaleOf<kBits, T, kNormed>::Type;
-  using Base::p, Base::place, Base::warp, Base::lane, Base::sums, Base::kTokens;
+  using Base::p, Base::warp, Base::lane, Base::sums, Base::kTokens;
   static constexpr int kHalfBytes = kTileRows * kHalfCols * kBits / 8;
   static constexpr int kSymmetricZero = 1 << (kBits - 1);
 
@@ -68,9 +68,10 @@ struct WideWorker : WideSums<T, Shape> {
     if (kPlain && half == 0 && p.reload > 0)
       ahead.scales = *reinterpret_cast<const __half2*>(tile + 2 * kHalfBytes + lane / 4 * 4);
   }
-  // Starts the products of half `half` of a k tile; x: its operand.
-  __device__ __forceinline__ void Multiply(const Ahead& ahead, int half, const uint8_t* tile,
-                                           uint64_t x, Scale& scale) {
+  // Starts the products of half `half` of a k tile; x: its operand. Behind the first half the
+  // second one is read, before the products: between them it would hold them up.
+  __device__ __forceinline__ void Multiply(Ahead& ahead, int half, const uint8_t* tile, uint64_t x,
+                                           Scale& scale) {
     constexpr uint64_t kNextStep = kStepCols * 2 >> 4;
     uint32_t a[kStepsPerHalf][4];
     if (kPlain && half == 0) SetScales(scale, ahead.scales);
@@ -80,6 +81,7 @@ struct WideWorker : WideSums<T, Shape> {
     if (!kPlain && p.reload == 4) LoadGroup(scale, tile, 4 * half + 2);
     scale.template Dequantized<2>(a[2], ahead.w, p.exponent);
     scale.template Dequantized<3>(a[3], ahead.w, p.exponent);
+    if (half == 0) ReadAhead(ahead, tile, 1);
     WarpgroupFence();
 #pragma unroll
     for (int step = 0; step < kStepsPerHalf; ++step)
@@ -87,31 +89,31 @@ struct WideWorker : WideSums<T, Shape> {
     WarpgroupCommit();
   }
 
-  // The sums of this block's part of k of a tile.
-  __device__ __forceinline__ void Accumulate(int tile, WideStage& at) {
+  // The sums of a piece.
+  __device__ __forceinline__ void Accumulate(const WidePiece& piece, WideStage& at) {
     constexpr uint64_t kNextHalf = kTokens * kXBoxCols * 2 >> 4;
 #pragma unroll
     for (int j = 0; j < Base::kSums; ++j) sums[j] = 0;
-    if (place.k_tiles == 0) return;
+    if (piece.k_tiles == 0) return;
     Scale scale;
     Ahead ahead;
     scale.SetZeros(kSymmetricZero, kSymmetricZero);
     if (p.reload == 0) {
       // A block's tile may reach past the matrix, whose 16-row tiles end with its last strip.
-      const int64_t tile16 = min(this->Tile16(tile), p.strips * kStripTiles - 1);
+      const int64_t tile16 = min(this->Tile16(piece), p.strips * kStripTiles - 1);
       const uint8_t* scales = p.weights + p.row_scales + tile16 * 32;
       Load(scale, scales, p.weights + p.row_zeros + tile16 * 16);
       ahead.scales = *reinterpret_cast<const __half2*>(scales + lane / 4 * 4);
     }
-    const int of_unit = warp / 2 * p.unit_tiles * p.record_bytes + warp % 2 * p.tile_bytes;
+    const int of_unit = warp / 2 * (p.record_bytes << p.unit_shift) + warp % 2 * p.tile_bytes;
     uint32_t release = 0;
     WaitForUnit(at);
     ReadAhead(ahead, smem + kWideRing + at.stage * p.stage_bytes + of_unit, 0);
 #pragma unroll 1
-    for (int unit = 0; unit < place.units; ++unit) {
+    for (int unit = 0; unit < piece.units; ++unit) {
       const int stage = kWideRing + at.stage * p.stage_bytes;
       const uint32_t here = empty + at.stage * 8;
-      const int tiles = place.Tiles(p, unit);
+      const int tiles = piece.Tiles(p, unit);
       at.Next(p.stages);
 #pragma unroll 1
       for (int t = 0; t < tiles; ++t) {
@@ -119,14 +121,13 @@ struct WideWorker : WideSums<T, Shape> {
         const uint64_t operand =
             SwizzledOperand(full + stage + p.x_offset + t * (kTokens * kTileCols * 2));
         Multiply(ahead, 0, weights, operand, scale);
-        ReadAhead(ahead, weights, 1);
         WarpgroupWait<Shape::kPending>();
         // The products of the unit before this tile's are done.
         if (release != 0) Release(release), release = 0;
         Multiply(ahead, 1, weights, operand + kNextHalf, scale);
         if (t + 1 < tiles) {
           ReadAhead(ahead, weights + p.record_bytes, 0);
-        } else if (unit + 1 < place.units) {
+        } else if (unit + 1 < piece.units) {
           WaitForUnit(at);
           ReadAhead(ahead, smem + kWideRing + at.stage * p.stage_bytes + of_unit, 0);
         }
@@ -145,17 +146,22 @@ struct WideWorker : WideSums<T, Shape> {
 
   __device__ __forceinline__ void Run() {
     WideStage at;
+    const int pieces = WidePiece::Count(p);
 #pragma unroll 1
-    for (int tile = place.first_tile; tile < p.tiles; tile += p.tile_stride) {
-      Accumulate(tile, at);
+    for (int i = 0; i < pieces; ++i) {
+      WidePiece piece(p, i);
+      // For the compiler to see that all lanes have the same: see WaitForUnit().
+      piece.units = __shfl_sync(~0u, piece.units, 0);
+      piece.k_tiles = __shfl_sync(~0u, piece.k_tiles, 0);
+      Accumulate(piece, at);
       if (p.parts > 1) this->MeetPart(smem, full + kWideRing, empty + p.stages * 8);
-      if (place.wave + 1 < p.waves) {
+      if (!piece.ends) {
         this->StorePartial();
-      } else {
-#pragma unroll 1
-        for (int waves = 1; waves < p.waves; ++waves) this->AddPartial(waves);
-        this->Store(tile);
+        continue;
       }
+#pragma unroll 1
+      for (int c = piece.FirstCluster(p); c < p.Cluster(); ++c) this->AddPartial(c);
+      this->Store(piece);
     }
   }
 };

@@ -306,28 +306,48 @@ TEST_F(PackedGemmTest, EveryWidePlanGivesTheSame) {
                                        {192, 128},
                                        {256, 128}}) {
       const int tiles = (1200 + rows - 1) / rows * ((m + tokens - 1) / tokens);
-      for (const int parts : {1, 2}) {
-        for (const int waves : {1, 3}) {
-          for (const int unit_tiles : {1, 2, 3}) {
-            // Shared tiles need a cluster each, others may wait for their turn.
-            const int clusters = parts * waves == 1 ? std::min(tiles, 7) : tiles * waves;
-            const WideGemmPlan plan{tokens, rows, parts, waves, unit_tiles, 2, clusters};
-            if (clusters * parts > limits.sms ||
-                WideGemmSharedBytes(p.shape, plan) > limits.shared_bytes)
-              continue;
-            SCOPED_TRACE(testing::Message()
-                         << m << " tokens, " << tokens << " x " << rows << " a tile, " << parts
-                         << " parts, " << waves << " waves, " << unit_tiles << " k tiles");
-            ExpectEqual(p,
-                        Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
-                          return LaunchWideGemm({x, weights, y, sums, q.shape, q.c.m, q.c.dtype},
-                                                plan, true, nullptr);
-                        }));
-            if (HasFatalFailure()) return;
-          }
+      struct Division {
+        int parts, clusters;
+        bool shared;
+      };
+      for (const auto& [parts, clusters, shared] : {Division{1, std::min(tiles, 7), false},
+                                                    {1, std::min(tiles, 7), true},
+                                                    {1, tiles / 2 + 3, true},
+                                                    {1, tiles + tiles / 3 + 1, true},
+                                                    {1, tiles * 3, true},
+                                                    {2, tiles, false},
+                                                    {2, tiles * 3, true}}) {
+        for (const int unit_tiles : {1, 2, 4}) {
+          const WideGemmPlan plan{tokens, rows, parts, unit_tiles, 2, clusters, shared};
+          if (clusters * parts > limits.sms ||
+              WideGemmSharedBytes(p.shape, plan) > limits.shared_bytes)
+            continue;
+          SCOPED_TRACE(testing::Message()
+                       << m << " tokens, " << tokens << " x " << rows << " a tile, " << clusters
+                       << (shared ? " sharing" : "") << " clusters of " << parts << ", "
+                       << unit_tiles << " k tiles");
+          ExpectEqual(p, Run(p, [&](const Problem& q, auto* x, auto* weights, auto* y, auto* sums) {
+                        return LaunchWideGemm({x, weights, y, sums, q.shape, q.c.m, q.c.dtype},
+                                              plan, true, nullptr);
+                      }));
+          if (HasFatalFailure()) return;
         }
       }
     }
+  }
+}
+
+TEST_F(PackedGemmTest, RefusesWidePlansThatCannotBe) {
+  const DeviceLimits limits = *GetDeviceLimits(0);
+  if (limits.major != 9) GTEST_SKIP() << "wide_gemm.h needs sm_90";
+  const Problem p = MakeProblem({256, 1024, 128, 4, false, Dtype::kFp16, 32}, 5);  // two tiles
+  const DeviceVector<uint8_t> memory(std::vector<uint8_t>(1 << 20, 0));
+  const WideGemmArgs args{memory.data(), memory.data(), memory.data(), memory.data(), p.shape, 32,
+                          Dtype::kFp16};
+  for (const WideGemmPlan& plan :
+       {WideGemmPlan{32, 128, 1, 1, 2, 3, false}, WideGemmPlan{32, 128, 1, 1, 2, 17, true},
+        WideGemmPlan{32, 128, 2, 1, 2, 1, false}, WideGemmPlan{32, 128, 2, 1, 2, 3, true}}) {
+    EXPECT_EQ(LaunchWideGemm(args, plan, true, nullptr), cudaErrorInvalidValue);
   }
 }
 
