@@ -55,6 +55,8 @@ struct AttentionArgs {  // device pointers
 
 constexpr int kDecodeKeys = 128;  // of a block at a time
 constexpr int kMostDecodeSplits = 32;
+// What a block takes of an SM's shared memory at most, with heads of up to 128 features.
+constexpr int64_t kDecodeBlockBytes = 74 << 10;
 
 // Blocks that may share a sequence of at most `context` keys.
 constexpr int DecodeSplits(int64_t context) {

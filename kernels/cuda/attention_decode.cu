@@ -85,6 +85,9 @@ struct DecodeShared {
   __half q[kRowsOfWarp][kRowHalves<kDim>];
   __half slots[kSlots][kStageKeys<kSlots>][kRowHalves<kDim>];
 };
+constexpr int kReservedBytes = 1024;  // of each block, by the system
+static_assert(sizeof(DecodeShared<128, kWhole>) + kReservedBytes <= kDecodeBlockBytes &&
+              sizeof(DecodeShared<128, kRing>) + kReservedBytes <= kDecodeBlockBytes);
 // What the warps found, in the place of the keys.
 template <int kDim>
 struct DecodeFound {

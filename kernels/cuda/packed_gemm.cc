@@ -54,7 +54,8 @@ absl::Status Streamed(const PackedGemmArgs& a, const DeviceLimits& device, cudaS
 }
 
 absl::Status Wide(const PackedGemmArgs& a, const DeviceLimits& device, cudaStream_t stream) {
-  const WideGemmPlan plan = PlanWideGemm(a.shape, a.m, device.sms, device.shared_bytes);
+  const int64_t shared_bytes = device.shared_bytes - (a.m <= kSparingTokens ? a.spared_bytes : 0);
+  const WideGemmPlan plan = PlanWideGemm(a.shape, a.m, device.sms, shared_bytes);
   return FromCuda(LaunchWideGemm({a.x, a.weights, a.y, a.workspace, a.shape, a.m, a.dtype, a.ends},
                                  plan, a.early_start, stream),
                   "PackedGemm");

@@ -46,7 +46,13 @@ struct PackedGemmArgs {  // device pointers, owned by the caller
   bool early_start = true;
   GemmEnds ends;  // change what x and y are
   Turn turn = Turn::kWide;
+  // Shared memory of an SM that a block of the kernel behind wants, so that it can start before
+  // this one ends: left to it up to kSparingTokens tokens.
+  int64_t spared_bytes = 0;
 };
+
+// Beyond it all of an SM's shared memory is worth more to the product.
+constexpr int kSparingTokens = 64;
 
 // Whether GemmEnds::norm may be given at m tokens.
 bool PackedGemmTakesNorm(const PackedShape& shape, int m, const DeviceLimits& device);

@@ -10,7 +10,7 @@ namespace babai::cuda {
 
 template <typename Shape>
 struct WideCopier {
-  static constexpr int kTokens = Shape::kTokens, kStrips = Shape::kRows / kStripRows;
+  static constexpr int kTokens = Shape::kTokens;
   static constexpr int kBoxBytes = kTokens * kXBoxCols * 2;
 
   const WideGemmParams& p;
@@ -36,8 +36,9 @@ struct WideCopier {
   }
   __device__ __forceinline__ void CopyWeights() const {
     ForEachUnit([&](const WidePiece& piece, int unit, uint32_t bar, uint32_t to) {
-      const int strip0 = piece.row_tile * kStrips;
-      const int strips = min(kStrips, p.strips - strip0);
+      const int strips_of_tile = Shape::Rows(p) / kStripRows,
+                strip0 = piece.row_tile * strips_of_tile;
+      const int strips = min(strips_of_tile, p.strips - strip0);
       const int bytes = piece.Tiles(p, unit) * p.record_bytes;
       const uint8_t* from = p.weights + strip0 * p.strip_bytes +
                             int64_t{piece.k_begin + (unit << p.unit_shift)} * p.record_bytes;

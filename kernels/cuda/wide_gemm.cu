@@ -39,6 +39,17 @@ int64_t Rounds(int64_t tiles, const WideGemmPlan& plan) {
                      : CeilDiv(tiles, plan.clusters);
 }
 
+// Clusters for each tile, if so many have its pieces and no others', one each; else 0.
+int64_t Pieces(int64_t tiles, const WideGemmPlan& plan) {
+  return plan.shared && plan.clusters % tiles == 0 ? plan.clusters / tiles : 0;
+}
+// The k tiles that the last of them has more than the others.
+int64_t Lead(const PackedShape& s, int64_t tiles, const WideGemmPlan& plan) {
+  const int64_t of_block = plan.tokens >= 128 ? 4 : 0;  // with fewer tokens it gains nothing
+  const int64_t pieces = Pieces(tiles, plan), lead = of_block * plan.parts;
+  return pieces > 0 && s.k_tiles() >= lead + pieces ? lead : 0;
+}
+
 // Scales below 2^scale_exponent become those below 2^16 that NormedScale wants.
 ScaleNorm NormOf(const PackedShape& s) {
   constexpr int kExponentBias = 15, kMantissaBits = 10, kLeast = -14;
@@ -61,7 +72,7 @@ WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   WideGemmParams p{};
   p.weights = static_cast<const uint8_t*>(a.weights), p.y = a.y, p.ends = a.ends;
   p.workspace = static_cast<uint32_t*>(a.workspace);
-  p.m = a.m, p.n = s.n;
+  p.m = a.m, p.n = s.n, p.rows = plan.rows;
   p.strips = s.strips(), p.k_tiles = s.k_tiles(), p.stages = plan.stages;
   while (1 << p.unit_shift < plan.unit_tiles) ++p.unit_shift;
   const int64_t tiles = Tiles(s, a.m, plan), rounds = Rounds(tiles, plan);
@@ -69,8 +80,12 @@ WideGemmParams MakeParams(const WideGemmArgs& a, const WideGemmPlan& plan) {
   const bool whole = plan.shared || tiles % plan.clusters == 0;
   p.rounds = static_cast<int>(rounds);
   p.short_from = whole ? plan.clusters : static_cast<int>(tiles % plan.clusters);
-  if (plan.shared)
-    p.share = CeilDiv((tiles - rounds * plan.clusters) * s.k_tiles() << 32, plan.clusters);
+  if (plan.shared) {
+    const int64_t shared = tiles - rounds * plan.clusters, lead = Lead(s, tiles, plan);
+    p.share = CeilDiv(shared * (s.k_tiles() - lead) << 32, plan.clusters);
+    p.lead = static_cast<int>(lead);
+    if (lead > 0) p.by_pieces = DivisorOf(Pieces(tiles, plan));
+  }
   p.by_k_tiles = DivisorOf(s.k_tiles()), p.by_token_tiles = DivisorOf(CeilDiv(a.m, plan.tokens));
   p.exponent = a.dtype == Dtype::kFp16 ? GroupScale<4, __half>::kExponent
                                        : GroupScale<4, __nv_bfloat16>::kExponent;
@@ -106,13 +121,13 @@ double EstimatedUs(const PackedShape& s, int m, const WideGemmPlan& plan, double
   if (plan.stages < kGoodStages) us *= 1.25;
   int64_t k_tiles = rounds * s.k_tiles();
   double total = 2.0 + 6e-5 * sums;
-  if (plan.shared) {
-    const int64_t shared = tiles - rounds * plan.clusters;
-    k_tiles += CeilDiv(shared * s.k_tiles(), plan.clusters);
-    // Nobody leaves more than one piece and has another one behind it where the tiles' pieces are
-    // the clusters'.
-    total += plan.clusters % shared == 0 ? add * static_cast<double>(plan.clusters / shared - 1)
-                                         : 3.0 + 3e-4 * sums;
+  if (const int64_t pieces = Pieces(tiles, plan); pieces > 0) {
+    const int64_t lead = Lead(s, tiles, plan);
+    k_tiles = CeilDiv(s.k_tiles() - lead, pieces) + lead;
+    total += add * static_cast<double>(pieces - 1);
+  } else if (plan.shared) {
+    k_tiles += CeilDiv((tiles - rounds * plan.clusters) * s.k_tiles(), plan.clusters);
+    total += 3.0 + 3e-4 * sums;
   }
   if (plan.parts > 1) total += add;
   return total + us * static_cast<double>(CeilDiv(k_tiles, plan.parts));
@@ -161,7 +176,7 @@ cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, b
   const bool divides =
       plan.shared ? plan.clusters <= tiles * args.shape.k_tiles() : plan.clusters <= tiles;
   // The two blocks of a cluster can meet once.
-  const bool meets_once = plan.clusters == tiles || (plan.shared && plan.clusters % tiles == 0);
+  const bool meets_once = plan.clusters == tiles || Pieces(tiles, plan) > 0;
   if (!divides || (plan.parts > 1 && !meets_once)) return cudaErrorInvalidValue;
   const WideGemmParams p = MakeParams(args, plan);
   CUtensorMap x_map;
@@ -185,7 +200,7 @@ cudaError_t LaunchWideGemm(const WideGemmArgs& args, const WideGemmPlan& plan, b
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  const WideGemmFormat format{plan.tokens, plan.rows, args.dtype};
+  const WideGemmFormat format{plan.tokens, args.dtype};
   switch (args.shape.bits) {
     case 2:
       return LaunchWideGemmBits<2>(p, x_map, format, config);

@@ -7,28 +7,28 @@
 namespace babai::cuda {
 
 template <int kBits, typename T, typename Shape, bool kPlain>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __launch_bounds__(Shape::kMostThreads, 1)
     WideGemmKernel(const __grid_constant__ WideGemmParams p,
                    const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t smem[];
-  constexpr int kWorkers = Shape::kMultipliers / kLanes;
+  const int workers = Shape::Multipliers(p) / kLanes;
   const int warp = __shfl_sync(~0u, threadIdx.x / kLanes, 0), lane = threadIdx.x % kLanes;
   // Barriers: two of each stage and MeetPart()'s.
   const uint32_t full = SharedAddress(smem), empty = full + p.stages * 8;
   if (threadIdx.x < p.stages) {
     BarrierInit(full + threadIdx.x * 8, 2);  // who copies W and who copies x
-    BarrierInit(empty + threadIdx.x * 8, kWorkers);
+    BarrierInit(empty + threadIdx.x * 8, workers);
   }
   if (threadIdx.x == p.stages) BarrierInit(empty + p.stages * 8, 1);
   BarrierInitFence();
   __syncthreads();
-  if (warp >= kWorkers) {
+  if (warp >= workers) {
     GiveRegisters<24>();
     if (lane != 0) return;
     const WideCopier<Shape> copier{p, full + kWideRing, full, empty};
-    if (warp == kWorkers) copier.CopyWeights();
-    if (warp == kWorkers + 1) copier.CopyX(&x_map);
+    if (warp == workers) copier.CopyWeights();
+    if (warp == workers + 1) copier.CopyX(&x_map);
   } else {
     TakeRegisters<Shape::kRegisters>();
     WideWorker<kBits, T, Shape, kPlain> worker{{p, warp, lane}, smem, full, empty};
@@ -51,33 +51,25 @@ cudaError_t LaunchWideGemmKernel(const WideGemmParams& p, const CUtensorMap& x_m
   const int bytes = static_cast<int>(config.dynamicSmemBytes);
   const cudaError_t set =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  config.blockDim = dim3(Shape::kThreads);
+  config.blockDim = dim3(p.rows * 2 + kWideCopyWarps * kLanes);
   return set != cudaSuccess ? set : cudaLaunchKernelEx(&config, kernel, p, x_map);
 }
 
 template <int kBits, typename T, bool kPlain>
 cudaError_t LaunchWideGemmShape(const WideGemmParams& p, const CUtensorMap& x_map,
                                 const WideGemmFormat& format, const cudaLaunchConfig_t& config) {
-  switch (format.tokens * 1000 + format.rows) {
-    case 32'128:
-      return LaunchWideGemmKernel<kBits, T, WideShape<32, 128>, kPlain>(p, x_map, config);
-    case 32'192:
-      return LaunchWideGemmKernel<kBits, T, WideShape<32, 192>, kPlain>(p, x_map, config);
-    case 32'256:
+  switch (format.tokens) {
+    case 32:
       return LaunchWideGemmKernel<kBits, T, WideShape<32, 256>, kPlain>(p, x_map, config);
-    case 64'128:
-      return LaunchWideGemmKernel<kBits, T, WideShape<64, 128>, kPlain>(p, x_map, config);
-    case 64'192:
-      return LaunchWideGemmKernel<kBits, T, WideShape<64, 192>, kPlain>(p, x_map, config);
-    case 64'256:
+    case 64:
       return LaunchWideGemmKernel<kBits, T, WideShape<64, 256>, kPlain>(p, x_map, config);
-    case 128'128:
-      return LaunchWideGemmKernel<kBits, T, WideShape<128, 128>, kPlain>(p, x_map, config);
-    case 128'256:
-      return LaunchWideGemmKernel<kBits, T, WideShape<128, 256>, kPlain>(p, x_map, config);
-    case 192'128:
+    case 128:
+      return p.rows > 128
+                 ? LaunchWideGemmKernel<kBits, T, WideShape<128, 256>, kPlain>(p, x_map, config)
+                 : LaunchWideGemmKernel<kBits, T, WideShape<128, 128>, kPlain>(p, x_map, config);
+    case 192:
       return LaunchWideGemmKernel<kBits, T, WideShape<192, 128>, kPlain>(p, x_map, config);
-    case 256'128:
+    case 256:
       return LaunchWideGemmKernel<kBits, T, WideShape<256, 128>, kPlain>(p, x_map, config);
     default:
       return cudaErrorInvalidValue;

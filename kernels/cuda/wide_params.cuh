@@ -10,20 +10,6 @@ namespace babai::cuda {
 // Two of them idle: registers change hands by whole warpgroups.
 constexpr int kWideCopyWarps = 4;
 
-// Of a tile. A warpgroup multiplies 64 rows.
-template <int kTokens_, int kRows_>
-struct WideShape {
-  static constexpr int kTokens = kTokens_, kRows = kRows_;
-  static constexpr int kEights = kTokens / 8, kSums = kTokens / 2;  // of a lane
-  static constexpr int kMultipliers = kRows * 2, kThreads = kMultipliers + kWideCopyWarps * kLanes;
-  // What the copying warps have given, shared out: 24 + 2 x 240 <= 3 x 168, 24 + 3 x 160 <= 4 x
-  // 128, 24 + 4 x 112 <= 5 x 96. More would wait for ever.
-  static constexpr int kRegisters = kRows == 128 ? 240 : kRows == 192 ? 160 : 112;
-  // Groups of products under way while the next fragments are made; the largest tile leaves no
-  // registers for it, and there the other warpgroups' products fill the time.
-  static constexpr int kPending = kRows == 256 && kTokens == 128 ? 0 : 1;
-};
-
 // Of scales, to what NormedScale takes: times two powers of two, as pairs for rows g and g + 8;
 // what comes of it is too small by `factor`.
 struct ScaleNorm {
@@ -49,6 +35,7 @@ struct WideGemmParams {
   uint32_t* workspace;
   GemmEnds ends;
   int m, n;
+  int rows;                                 // of a tile
   int strips, k_tiles, unit_shift, stages;  // unit_shift: log2 of k tiles a stage
   int clusters, parts;
   int rounds;      // tiles that a cluster has to itself
@@ -56,7 +43,10 @@ struct WideGemmParams {
   // A cluster's part of the k tiles of the tiles after those, which all share; times 2^32, rounded
   // up.
   uint64_t share;
-  Divisor by_k_tiles, by_token_tiles;
+  // Clusters that have a tile's pieces, and no others', one each; the last, which adds up what the
+  // others have left, has so many k tiles more.
+  int lead;
+  Divisor by_pieces, by_k_tiles, by_token_tiles;
   int reload;       // how often a k tile loads a scale: 1, 2, 4; 0: one group a row
   int group_shift;  // log2 of the steps of 16 columns that share one
   bool asymmetric;
@@ -71,14 +61,34 @@ struct WideGemmParams {
   __device__ __forceinline__ int Part() const { return blockIdx.x & (parts - 1); }
   // The first of a cluster's shared k tiles.
   __device__ __forceinline__ int FirstShared(int cluster) const {
-    return static_cast<int>(cluster * share >> 32);
+    return static_cast<int>(cluster * share >> 32) + lead * by_pieces.Quotient(cluster);
   }
 };
 constexpr int kWideRing = 1024;  // its offset, behind the barriers: operand B wants multiples
 
+// Tiles of kTokens tokens; a warpgroup multiplies 64 rows. At few tokens one kernel does for all
+// numbers of rows up to kMostRows: where one product follows another, its code is there already.
+template <int kTokens_, int kMostRows>
+struct WideShape {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kEights = kTokens / 8, kSums = kTokens / 2;  // of a lane
+  static constexpr int kMostThreads = kMostRows * 2 + kWideCopyWarps * kLanes;
+  // What the copying warps have given, shared out: 24 + 2 x 240 <= 3 x 168, 24 + 4 x 112 <= 5 x 96.
+  // More would wait for ever.
+  static constexpr int kRegisters = kMostRows == 128 ? 240 : 112;
+  // Groups of products under way while the next fragments are made; the largest tile leaves no
+  // registers for it, and there the other warpgroups' products fill the time.
+  static constexpr int kPending = kMostRows == 256 && kTokens == 128 ? 0 : 1;
+
+  static __device__ __forceinline__ int Rows(const WideGemmParams& p) {
+    return kTokens <= 64 ? p.rows : kMostRows;
+  }
+  static __device__ __forceinline__ int Multipliers(const WideGemmParams& p) { return Rows(p) * 2; }
+};
+
 // What, besides the width, picks the kernel.
 struct WideGemmFormat {
-  int tokens, rows;
+  int tokens;
   Dtype dtype;
 };
 

@@ -23,7 +23,7 @@ struct WideSums {
 
   // Of the matrix's 16-row tiles, this warp's.
   __device__ __forceinline__ int Tile16(const WidePiece& piece) const {
-    return piece.row_tile * (Shape::kRows / kTileRows) + warp;
+    return piece.row_tile * (Shape::Rows(p) / kTileRows) + warp;
   }
 
   // --- adding up
@@ -38,8 +38,9 @@ struct WideSums {
   // Of a cluster's two blocks, each gets the other's sums of one half of the tokens. `mail`: where
   // in shared memory, nobody's any more when both are here; `bar`: counts what arrives.
   __device__ __forceinline__ void MeetPart(const uint8_t* smem, uint32_t mail, uint32_t bar) {
-    constexpr int kHalf = kSums / 2, kNext = Shape::kMultipliers * 16;
-    if (threadIdx.x == 0) BarrierArriveExpect(bar, kEights / 2 * kNext);
+    constexpr int kHalf = kSums / 2;
+    const int next = Shape::Multipliers(p) * 16;
+    if (threadIdx.x == 0) BarrierArriveExpect(bar, kEights / 2 * next);
     ClusterMeet();
     const bool second = p.Part() != 0;
     const uint32_t other = p.Part() ^ 1;
@@ -53,13 +54,13 @@ struct WideSums {
         const float low = sums[e * 4 + j], high = sums[kHalf + e * 4 + j];
         give[j] = second ? low : high, sums[e * 4 + j] = second ? high : low;
       }
-      ClusterStore4(to + e * kNext, give, its_bar);
+      ClusterStore4(to + e * next, give, its_bar);
     }
     BarrierWait(bar, 0);
     const float4* from = reinterpret_cast<const float4*>(smem + kWideRing) + threadIdx.x;
 #pragma unroll
     for (int e = 0; e < kEights / 2; ++e) {
-      const float4 v = from[e * Shape::kMultipliers];
+      const float4 v = from[e * Shape::Multipliers(p)];
       sums[e * 4] += v.x, sums[e * 4 + 1] += v.y, sums[e * 4 + 2] += v.z, sums[e * 4 + 3] += v.w;
     }
   }
@@ -68,15 +69,15 @@ struct WideSums {
   // tokens, the threads side by side.
   __device__ __forceinline__ uint32_t* Partial(int cluster) const {
     const int64_t block = cluster * p.parts + p.Part();
-    return p.workspace + block * (Shape::kRows * kTokens >> (p.parts - 1)) + threadIdx.x * 4;
+    return p.workspace + block * (Shape::Rows(p) * kTokens >> (p.parts - 1)) + threadIdx.x * 4;
   }
-  static constexpr int kNextEight = Shape::kMultipliers * 4;  // words
+  __device__ __forceinline__ int NextEight() const { return Shape::Multipliers(p) * 4; }  // words
   __device__ __forceinline__ void StorePartial() const {
     uint32_t* to = Partial(p.Cluster());
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       if (e >= Eights()) break;
-      StorePartialSums(to + e * kNextEight,
+      StorePartialSums(to + e * NextEight(),
                        {sums[e * 4], sums[e * 4 + 1], sums[e * 4 + 2], sums[e * 4 + 3]});
     }
   }
@@ -84,9 +85,9 @@ struct WideSums {
   __device__ __forceinline__ void AddPartial(int cluster) {
     uint32_t* from = Partial(cluster);
 #pragma unroll
-    for (int e = 0; e < kEights; e += kAtOnce, from += kAtOnce * kNextEight) {
+    for (int e = 0; e < kEights; e += kAtOnce, from += kAtOnce * NextEight()) {
       if (e >= Eights()) break;
-      AddPartialSums<kAtOnce>(from, kNextEight, sums + e * 4);
+      AddPartialSums<kAtOnce>(from, NextEight(), sums + e * 4);
     }
   }
 

@@ -350,9 +350,10 @@ absl::Status CudaLinear::Run(const void* x, int m, void* y, cuda::Dtype dtype,
       done = TableProduct({*inner, out, weights, m, dtype}, gemms.dense.get(),
                           gemms.scratch.decoded, queue);
     } else {
-      done = cuda::PackedGemm({*inner, part.weights.data(), out, gemms.packed_workspace.data(),
-                               part.shape, m, dtype, queue.early_start, how.ends, how.turn},
-                              gemms.limits, queue.stream);
+      done = cuda::PackedGemm(
+          {*inner, part.weights.data(), out, gemms.packed_workspace.data(), part.shape, m, dtype,
+           queue.early_start, how.ends, how.turn, how.spared_bytes},
+          gemms.limits, queue.stream);
     }
     if (done.ok()) done = part.around.After(*inner, out, m, dtype, gemms.scratch, queue);
     if (!done.ok()) return done;

@@ -96,10 +96,11 @@ class CudaLinear {
   CudaGemmNeeds needs() const;
 
   // x [m, cols()], y [m, rows()] of dtype: a part's rows of all tokens stand together in y, see
-  // Output(). `ends` changes that. Enqueues; x and y 16-byte aligned.
+  // Output(). `ends` changes that. Enqueues; x and y 16-byte aligned. How: see PackedGemmArgs.
   struct How {
     cuda::GemmEnds ends;
     cuda::Turn turn = cuda::Turn::kWide;
+    int64_t spared_bytes = 0;
   };
   absl::Status Run(const void* x, int m, void* y, cuda::Dtype dtype, const CudaGemms& gemms,
                    const cuda::Queue& queue, const How& how) const;

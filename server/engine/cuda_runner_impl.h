@@ -86,11 +86,11 @@ class CudaRunner final : public Runner {
   cuda::AddNormArgs NormAfterFeedForward(int64_t b, int rows) const;
   // y = linear(norm(x)): one kernel where the product can norm.
   absl::Status NormedProduct(const cuda::AddNormArgs& norm, const CudaLinear& linear, void* y,
-                             cuda::GemmEnds ends);
+                             CudaLinear::How how);
   // A block's last product: adds to the residual stream if it can, else leaves work_.y.
   absl::Status LastProduct(const CudaLinear& linear, const void* x, int m, bool adds);
   absl::Status Product(const CudaLinear& linear, const void* x, int m, void* y,
-                       const cuda::GemmEnds& ends);
+                       CudaLinear::How how);
   // After a kernel that is no product.
   absl::Status Launched(cudaError_t error, absl::string_view what);
 

@@ -50,27 +50,27 @@ absl::Status CudaRunner::Launched(cudaError_t error, absl::string_view what) {
 
 // Products that follow one another take turns (kernels/cuda/stream_gemm.h).
 absl::Status CudaRunner::Product(const CudaLinear& linear, const void* x, int m, void* y,
-                                 const cuda::GemmEnds& ends) {
-  const cuda::Turn turn = wide_before_ ? cuda::Turn::kNarrow : cuda::Turn::kWide;
-  wide_before_ = linear.takes_ends() && turn == cuda::Turn::kWide;
-  return linear.Run(x, m, y, weights_->dtype, gemms_, queue_, {ends, turn});
+                                 CudaLinear::How how) {
+  how.turn = wide_before_ ? cuda::Turn::kNarrow : cuda::Turn::kWide;
+  wide_before_ = linear.takes_ends() && how.turn == cuda::Turn::kWide;
+  return linear.Run(x, m, y, weights_->dtype, gemms_, queue_, how);
 }
 
 absl::Status CudaRunner::NormedProduct(const cuda::AddNormArgs& norm, const CudaLinear& linear,
-                                       void* y, cuda::GemmEnds ends) {
+                                       void* y, CudaLinear::How how) {
   const bool plain = norm.y == nullptr && norm.row == nullptr && !norm.layer_norm;
   if (plain && linear.takes_ends() && linear.TakesNorm(norm.rows, gemms_)) {
-    ends.norm = norm.norm.weight, ends.eps = norm.eps;
-    return Product(linear, norm.x, norm.rows, y, ends);
+    how.ends.norm = norm.norm.weight, how.ends.eps = norm.eps;
+    return Product(linear, norm.x, norm.rows, y, how);
   }
   const absl::Status normed = Launched(cuda::AddNorm(norm, queue_), "AddNorm");
-  return normed.ok() ? Product(linear, norm.h, norm.rows, y, ends) : normed;
+  return normed.ok() ? Product(linear, norm.h, norm.rows, y, how) : normed;
 }
 
 absl::Status CudaRunner::LastProduct(const CudaLinear& linear, const void* x, int m, bool adds) {
-  cuda::GemmEnds ends;
-  if (adds) ends.output = cuda::GemmOutput::kAdd;
-  return Product(linear, x, m, adds ? work_.x.data() : work_.y.data(), ends);
+  CudaLinear::How how;
+  if (adds) how.ends.output = cuda::GemmOutput::kAdd;
+  return Product(linear, x, m, adds ? work_.x.data() : work_.y.data(), how);
 }
 
 absl::Status CudaRunner::EnqueueStart(const CudaStepShape& shape) {
@@ -184,7 +184,9 @@ absl::Status CudaRunner::EnqueueAttention(int64_t b, const CudaStepShape& shape)
   const CudaBlock& block = weights_->blocks[b];
   const int m = shape.tokens;
   FirstError error;
-  error += NormedProduct(NormAfterFeedForward(b - 1, m), block.qkv, work_.qkv.data(), {});
+  CudaLinear::How how;
+  if (shape.decodes > 0) how.spared_bytes = cuda::kDecodeBlockBytes;
+  error += NormedProduct(NormAfterFeedForward(b - 1, m), block.qkv, work_.qkv.data(), how);
   error += EnqueueHeads(b, shape);
   error += LastProduct(block.o, work_.attention.data(), m, AttentionAdds(block));
   return error.status();
@@ -196,10 +198,10 @@ absl::Status CudaRunner::EnqueueFeedForward(int64_t b, const CudaStepShape& shap
   const cuda::AddNormArgs norm = NormAfterAttention(b, m);
   FirstError error;
   if (block.gate_up.order() == CudaLinear::Order::kInEights) {
-    cuda::GemmEnds ends;
-    ends.output = cuda::GemmOutput::kGate;
-    ends.gate = GateOf(config_.activation);
-    error += NormedProduct(norm, block.gate_up, work_.activated.data(), ends);
+    CudaLinear::How how;
+    how.ends.output = cuda::GemmOutput::kGate;
+    how.ends.gate = GateOf(config_.activation);
+    error += NormedProduct(norm, block.gate_up, work_.activated.data(), how);
   } else {
     error += NormedProduct(norm, block.gate_up, work_.mlp.data(), {});
     cuda::ActivateArgs activate{};
