@@ -9,7 +9,8 @@
 //             plan allows too few blocks, then 64 at a time through a ring; each of four
 //             warps has its share of them; the last block adds the parts in order. It can finish q,
 //             k and v itself. Prefill: 128 rows of (token, head) a block, eight
-//             warps, keys through a ring of two tiles in shared memory
+//             warps, keys through a ring of two tiles in shared memory; on Hopper
+//             wide_attention.h
 //   limits    head_dim a multiple of 8, up to 256; kv_heads divides heads; sm_80 or newer
 //   numerics  q, k, v and weights in fp16, sums and softmax fp32. Deterministic; a query's result
 //             depends on its own row and its sequence's cache, for decode also on DecodePlan's
