@@ -21,11 +21,11 @@ struct WideCopier {
   template <typename Copy>
   __device__ __forceinline__ void ForEachUnit(const Copy& copy) const {
     WideStage at;
-    const int pieces = WidePiece::Count(p);
+    const int pieces = WidePiece::Count(p, blockIdx.x);
     int ahead = p.stages;
 #pragma unroll 1
     for (int i = 0; i < pieces; ++i) {
-      const WidePiece piece(p, i);
+      const WidePiece piece(p, blockIdx.x, i);
 #pragma unroll 1
       for (int unit = 0; unit < piece.units; ++unit) {
         if (--ahead < 0) BarrierWait(empty + at.stage * 8, at.parity ^ 1);
@@ -36,9 +36,8 @@ struct WideCopier {
   }
   __device__ __forceinline__ void CopyWeights() const {
     ForEachUnit([&](const WidePiece& piece, int unit, uint32_t bar, uint32_t to) {
-      const int strips_of_tile = Shape::Rows(p) / kStripRows,
-                strip0 = piece.row_tile * strips_of_tile;
-      const int strips = min(strips_of_tile, p.strips - strip0);
+      const int most = Shape::Rows(p) / kStripRows, strip0 = piece.row_tile * most;
+      const int strips = min(most, p.strips - strip0);
       const int bytes = piece.Tiles(p, unit) * p.record_bytes;
       const uint8_t* from = p.weights + strip0 * p.strip_bytes +
                             int64_t{piece.k_begin + (unit << p.unit_shift)} * p.record_bytes;

@@ -15,7 +15,7 @@
 //             of symmetric fp16 ones after a power of two (scaled_weights.cuh, NormedScale).
 //             Deterministic for a given plan
 //   source    weights as register operand of wgmma: Machete, Neural Magic 2024; shared tiles:
-//             Stream-K, Osama et al. 2023, arXiv:2301.03598
+//             wide_division.h
 //   measured  docs/perf/cuda_gemm.md, by bench/gemm
 #pragma once
 

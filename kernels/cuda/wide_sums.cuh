@@ -33,7 +33,7 @@ struct WideSums {
   // Worked on side by side; Eights() is a multiple.
   static constexpr int kAtOnce = kEights <= 16 ? kEights / 2 : kEights / 4;
   __device__ __forceinline__ int Eights() const { return kEights >> (p.parts - 1); }
-  __device__ __forceinline__ int FirstEight() const { return p.Part() * Eights(); }
+  __device__ __forceinline__ int FirstEight() const { return p.Part(blockIdx.x) * Eights(); }
 
   // Of a cluster's two blocks, each gets the other's sums of one half of the tokens. `mail`: where
   // in shared memory, nobody's any more when both are here; `bar`: counts what arrives.
@@ -42,8 +42,8 @@ struct WideSums {
     const int next = Shape::Multipliers(p) * 16;
     if (threadIdx.x == 0) BarrierArriveExpect(bar, kEights / 2 * next);
     ClusterMeet();
-    const bool second = p.Part() != 0;
-    const uint32_t other = p.Part() ^ 1;
+    const bool second = p.Part(blockIdx.x) != 0;
+    const uint32_t other = p.Part(blockIdx.x) ^ 1;
     const uint32_t to = ClusterAddress(mail + threadIdx.x * 16, other);
     const uint32_t its_bar = ClusterAddress(bar, other);
 #pragma unroll
@@ -68,12 +68,12 @@ struct WideSums {
   // The sums that this block's counterpart in a cluster leaves in the workspace: for each eight
   // tokens, the threads side by side.
   __device__ __forceinline__ uint32_t* Partial(int cluster) const {
-    const int64_t block = cluster * p.parts + p.Part();
+    const int64_t block = cluster * p.parts + p.Part(blockIdx.x);
     return p.workspace + block * (Shape::Rows(p) * kTokens >> (p.parts - 1)) + threadIdx.x * 4;
   }
   __device__ __forceinline__ int NextEight() const { return Shape::Multipliers(p) * 4; }  // words
   __device__ __forceinline__ void StorePartial() const {
-    uint32_t* to = Partial(p.Cluster());
+    uint32_t* to = Partial(p.Cluster(blockIdx.x));
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       if (e >= Eights()) break;

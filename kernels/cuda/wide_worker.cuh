@@ -146,10 +146,10 @@ struct WideWorker : WideSums<T, Shape> {
 
   __device__ __forceinline__ void Run() {
     WideStage at;
-    const int pieces = WidePiece::Count(p);
+    const int pieces = WidePiece::Count(p, blockIdx.x);
 #pragma unroll 1
     for (int i = 0; i < pieces; ++i) {
-      WidePiece piece(p, i);
+      WidePiece piece(p, blockIdx.x, i);
       // For the compiler to see that all lanes have the same: see WaitForUnit().
       piece.units = __shfl_sync(~0u, piece.units, 0);
       piece.k_tiles = __shfl_sync(~0u, piece.k_tiles, 0);
@@ -160,7 +160,8 @@ struct WideWorker : WideSums<T, Shape> {
         continue;
       }
 #pragma unroll 1
-      for (int c = piece.FirstCluster(p); c < p.Cluster(); ++c) this->AddPartial(c);
+      for (int c = piece.FirstCluster(p, blockIdx.x); c < p.Cluster(blockIdx.x); ++c)
+        this->AddPartial(c);
       this->Store(piece);
     }
   }

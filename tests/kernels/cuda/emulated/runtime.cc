@@ -121,8 +121,6 @@ bool WideAttentionTakes(const AttentionArgs&) { return false; }
 cudaError_t WideAttention(const AttentionArgs&, const PrefillTile*, int, const Queue&) {
   return cudaErrorNotSupported;
 }
-int64_t WideGemmSharedBytes(const PackedShape&, const WideGemmPlan&) { return 0; }
-WideGemmPlan PlanWideGemm(const PackedShape&, int, int, int64_t) { return {}; }
 cudaError_t LaunchWideGemm(const WideGemmArgs&, const WideGemmPlan&, bool, cudaStream_t) {
   return cudaErrorNotSupported;
 }
