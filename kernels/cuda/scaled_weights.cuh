@@ -1,5 +1,5 @@
-// Weights scaled, from the fragments of dequant.cuh, for products that keep one accumulator over all
-// groups.
+// Weights scaled, from the fragments of dequant.cuh, for products that keep one accumulator over
+// all groups.
 #pragma once
 
 #include "kernels/cuda/dequant.cuh"
